@@ -1,0 +1,223 @@
+"""Errors that guest code may catch, defined once for both sides.
+
+The host re-exports them from `py_code_mode.errors`, where the whole tree is drawn. An error's
+facts are its attributes and, by the same names, the parameters of its constructor: so it can be
+sent as ``(class name, facts)`` and built anew on the other side (`to_facts`, `from_facts`).
+Inside a session the classes are attributes of the namespaces that raise them
+(``except tools.ToolError``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Tuple
+
+
+class CodeModeError(Exception):
+    """Root of every error this library raises."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    # KeyError's own __str__ quotes its argument; some of ours inherit it.
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+    def __reduce__(self) -> Tuple[Any, ...]:
+        return (from_facts, (type(self).__name__, to_facts(self)))
+
+
+class InvalidName(CodeModeError, ValueError):
+    """A name that cannot be used for what it was to name."""
+
+    def __init__(self, name: str, kind: str, reason: str) -> None:
+        super().__init__(f"{name!r} cannot name {kind}: {reason}")
+        self.name, self.kind, self.reason = name, kind, reason
+
+
+class NoActiveRun(CodeModeError, RuntimeError):
+    """A call reached the host while no run was active, or from a run that is over."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(
+            f"{target} was called while no run was active; calls from threads and child "
+            "processes must end before their run does"
+        )
+        self.target = target
+
+
+class CallFailed(CodeModeError, RuntimeError):
+    """The host could not carry out a call, for a reason that is not the caller's."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"{target} failed: {reason}")
+        self.target, self.reason = target, reason
+
+
+class InvalidCall(CodeModeError, TypeError):
+    """A call whose arguments do not fit, or of something that cannot be called."""
+
+    def __init__(self, target: str, reason: str) -> None:
+        super().__init__(f"{target}: {reason}")
+        self.target, self.reason = target, reason
+
+
+class ValueNotPortable(CodeModeError, TypeError):
+    """A value that cannot cross between guest and host without being altered."""
+
+    def __init__(self, type_name: str, reason: str) -> None:
+        super().__init__(f"a value of type {type_name} cannot cross: {reason}")
+        self.type_name, self.reason = type_name, reason
+
+
+class ToolError(CodeModeError, RuntimeError):
+    """A tool could not be found, called, or finished."""
+
+    def __init__(self, tool: str, reason: str) -> None:
+        super().__init__(f"tool {tool}: {reason}")
+        self.tool, self.reason = tool, reason
+
+
+class ToolNotFound(ToolError, LookupError):
+    """No tool, or no recipe of a tool, has this name."""
+
+    def __init__(self, tool: str, available: List[str]) -> None:
+        known = ", ".join(available[:20]) or "none"
+        super().__init__(tool, f"not found; available: {known}")
+        self.available = available
+
+
+class ToolArgumentError(ToolError, ValueError):
+    """A tool's arguments do not fit its schema; nothing was run."""
+
+    def __init__(self, tool: str, reason: str) -> None:
+        super().__init__(tool, reason)
+
+
+class ToolFailed(ToolError):
+    """A tool ran and failed.
+
+    Attributes:
+        exit_code: of a command line tool; None for a Python tool; negative means a signal.
+        stderr: the end of what the tool wrote to its standard error.
+    """
+
+    def __init__(
+        self, tool: str, reason: str, exit_code: Optional[int] = None, stderr: str = ""
+    ) -> None:
+        tail = f"\n{stderr.rstrip()}" if stderr.strip() else ""
+        super().__init__(tool, reason + tail)
+        self.reason, self.exit_code, self.stderr = reason, exit_code, stderr
+
+
+class ToolTimeout(ToolError, TimeoutError):
+    """A tool did not finish in its time; it was stopped. `timeout` is in seconds."""
+
+    def __init__(self, tool: str, timeout: float) -> None:
+        super().__init__(tool, f"did not finish within {timeout:g} s and was stopped")
+        self.timeout = timeout
+
+
+class WorkflowError(CodeModeError):
+    """A workflow could not be found, read, stored or run."""
+
+
+class WorkflowNotFound(WorkflowError, LookupError):
+    """No workflow has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no workflow named {name!r}; workflows.list() shows those that exist")
+        self.name = name
+
+
+class InvalidWorkflow(WorkflowError, ValueError):
+    """A workflow's source cannot be used; nothing was stored or run."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"workflow {name!r}: {reason}")
+        self.name, self.reason = name, reason
+
+
+class WorkflowTooDeep(WorkflowError, RecursionError):
+    """Workflows invoked one another more deeply than the limit."""
+
+    def __init__(self, name: str, limit: int) -> None:
+        super().__init__(f"workflow {name!r}: invoked more than {limit} levels deep")
+        self.name, self.limit = name, limit
+
+
+class ArtifactError(CodeModeError):
+    """An artifact could not be found, read or stored."""
+
+
+class ArtifactNotFound(ArtifactError, KeyError):
+    """No artifact has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no artifact named {name!r}; artifacts.list() shows those that exist")
+        self.name = name
+
+
+class InvalidArtifact(ArtifactError, ValueError):
+    """Data that cannot be stored as an artifact, or stored bytes that cannot be read back."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"artifact {name!r}: {reason}")
+        self.name, self.reason = name, reason
+
+
+class DependencyError(CodeModeError):
+    """A dependency could not be declared or installed."""
+
+
+class InvalidRequirement(DependencyError, ValueError):
+    """A requirement that is not a plain ``name[extras]`` with version bounds."""
+
+    def __init__(self, requirement: str, reason: str) -> None:
+        super().__init__(f"requirement {requirement!r}: {reason}")
+        self.requirement, self.reason = requirement, reason
+
+
+class RuntimeDepsDisabled(DependencyError, PermissionError):
+    """`deps.add` and `deps.remove` are refused: the session has ``allow_runtime_deps=False``."""
+
+    def __init__(self, action: str) -> None:
+        super().__init__(
+            f"deps.{action} is refused: this session was made with allow_runtime_deps=False; "
+            "list the package in requirements.txt and sync, or ask the session's owner"
+        )
+        self.action = action
+
+
+def _tree(root: type) -> Dict[str, type]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        if child.__module__ == __name__:
+            found.update(_tree(child))
+    return found
+
+
+#: Every class of this module by name.
+GUEST_ERRORS: Dict[str, type] = _tree(CodeModeError)
+
+_COMMON = frozenset({"message"})
+
+
+def to_facts(error: CodeModeError) -> Dict[str, Any]:
+    """The facts an error of this module was built from, as plain JSON values."""
+    code = type(error).__init__.__code__
+    names = code.co_varnames[1 : code.co_argcount]
+    return {name: getattr(error, name) for name in names}
+
+
+def from_facts(name: str, facts: Dict[str, Any]) -> CodeModeError:
+    """Build the error again; an unknown name or misfitting facts become a `CodeModeError`."""
+    kind = GUEST_ERRORS.get(name)
+    try:
+        if kind is not None:
+            error = kind(**facts)
+            assert isinstance(error, CodeModeError)
+            return error
+    except TypeError:
+        pass  # a newer peer added a fact: the message still says all
+    return CodeModeError(str(facts.get("message") or facts.get("reason") or name))
