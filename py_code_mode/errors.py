@@ -1,0 +1,212 @@
+"""The exception tree of py-code-mode.
+
+Code that a session runs and that raises is a *result* (`ExecutionResult.failure`); these mean that
+the call itself was wrong, or that we or the world failed.
+
+CodeModeError
+├── CapabilityMissing            the executor cannot do what was asked
+├── ConfigError (ValueError)     a workspace's config.yaml, or an argument, does not hold
+├── EnvironmentFailed            an interpreter or its packages could not be had
+│   └── InterpreterNotFound (LookupError)
+├── ExecutorClosed               not started yet, or closed
+├── ExecutorNotFound (LookupError)
+├── GuestDied                    the guest's process ended while the host was talking to it
+├── HandleNotFound (KeyError)    the guest holds no value by this name (any more)
+├── ProtocolViolation            the guest sent what the protocol does not allow
+├── ReentrantRun (RuntimeError)  a tool called run() on its own session
+├── SessionClosed                not entered yet, or closed
+├── StoreError (OSError)         stored bytes could not be read or written
+│
+│   these may also be raised inside a session (guest/errors.py):
+├── ArtifactError ─ ArtifactNotFound (KeyError), InvalidArtifact (ValueError)
+├── CallFailed (RuntimeError), InvalidCall (TypeError), NoActiveRun (RuntimeError)
+├── DependencyError ─ InvalidRequirement (ValueError), RuntimeDepsDisabled (PermissionError)
+├── InvalidName (ValueError)
+├── ToolError (RuntimeError) ─ ToolArgumentError (ValueError), ToolFailed, ToolNotFound (LookupError),
+│                              ToolTimeout (TimeoutError)
+├── ValueNotPortable (TypeError)
+└── WorkflowError ─ InvalidWorkflow (ValueError), WorkflowNotFound (LookupError),
+                    WorkflowTooDeep (RecursionError)
+"""
+
+from __future__ import annotations
+
+from py_code_mode.guest.errors import (
+    ArtifactError,
+    ArtifactNotFound,
+    CallFailed,
+    CodeModeError,
+    DependencyError,
+    InvalidArtifact,
+    InvalidCall,
+    InvalidName,
+    InvalidRequirement,
+    InvalidWorkflow,
+    NoActiveRun,
+    RuntimeDepsDisabled,
+    ToolArgumentError,
+    ToolError,
+    ToolFailed,
+    ToolNotFound,
+    ToolTimeout,
+    ValueNotPortable,
+    WorkflowError,
+    WorkflowNotFound,
+    WorkflowTooDeep,
+)
+
+__all__ = [
+    "ArtifactError",
+    "ArtifactNotFound",
+    "CallFailed",
+    "CapabilityMissing",
+    "CodeModeError",
+    "ConfigError",
+    "DependencyError",
+    "EnvironmentFailed",
+    "ExecutorClosed",
+    "ExecutorNotFound",
+    "GuestDied",
+    "HandleNotFound",
+    "InterpreterNotFound",
+    "InvalidArtifact",
+    "InvalidCall",
+    "InvalidName",
+    "InvalidRequirement",
+    "InvalidWorkflow",
+    "NoActiveRun",
+    "ProtocolViolation",
+    "ReentrantRun",
+    "RuntimeDepsDisabled",
+    "SessionClosed",
+    "StoreError",
+    "ToolArgumentError",
+    "ToolError",
+    "ToolFailed",
+    "ToolNotFound",
+    "ToolTimeout",
+    "ValueNotPortable",
+    "WorkflowError",
+    "WorkflowNotFound",
+    "WorkflowTooDeep",
+]
+
+
+class CapabilityMissing(CodeModeError):
+    """The executor cannot do what was asked."""
+
+    def __init__(self, capability: str, executor: str) -> None:
+        super().__init__(
+            f"the {executor} executor does not offer {capability!r}; "
+            "session.supported_capabilities() lists what it offers"
+        )
+        self.capability, self.executor = capability, executor
+
+
+class ConfigError(CodeModeError, ValueError):
+    """A workspace's configuration, or an argument, does not hold."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        super().__init__(f"{source}: {reason}")
+        self.source, self.reason = source, reason
+
+
+class EnvironmentFailed(CodeModeError):
+    """An interpreter or its packages could not be had.
+
+    Attributes:
+        output: the end of what the installer said; empty where it did not run.
+    """
+
+    def __init__(self, what: str, reason: str, output: str = "") -> None:
+        tail = f"\n{output.rstrip()}" if output.strip() else ""
+        super().__init__(f"{what}: {reason}{tail}")
+        self.what, self.reason, self.output = what, reason, output
+
+
+class InterpreterNotFound(EnvironmentFailed, LookupError):
+    """No Python of the wanted version is on this machine."""
+
+    def __init__(self, wanted: str, available: tuple[str, ...]) -> None:
+        known = ", ".join(available) or "none"
+        super().__init__(
+            f"Python {wanted}",
+            f"no such interpreter here; found: {known}. Install it, or give python_version the "
+            "path of an interpreter",
+        )
+        self.wanted, self.available = wanted, available
+
+
+class ExecutorClosed(CodeModeError):
+    """The executor has not been started, or is closed."""
+
+    def __init__(self, executor: str, state: str) -> None:
+        super().__init__(f"the {executor} executor is {state}; use it between start() and close()")
+        self.executor, self.state = executor, state
+
+
+class ExecutorNotFound(CodeModeError, LookupError):
+    """No executor of this name is installed."""
+
+    def __init__(self, name: str, available: tuple[str, ...]) -> None:
+        super().__init__(
+            f"no executor named {name!r} is installed; installed: {', '.join(available)}"
+        )
+        self.name, self.available = name, available
+
+
+class GuestDied(CodeModeError):
+    """The guest's process ended while the host was talking to it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the worker {reason}; its variables are lost, the next run has a new one")
+        self.reason = reason
+
+
+class HandleNotFound(CodeModeError, KeyError):
+    """The guest holds no value by this name, or holds it no longer."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"the guest holds no value named {name!r}; values of earlier runs are kept for a "
+            "while only: assign what you need to a variable"
+        )
+        self.name = name
+
+
+class ProtocolViolation(CodeModeError):
+    """The guest sent what the protocol does not allow; its process is ended."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the guest broke the protocol: {reason}")
+        self.reason = reason
+
+
+class ReentrantRun(CodeModeError, RuntimeError):
+    """A host tool called run() on the session whose run it serves: that would never end."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"session {session_id}: run() was called from a tool that this session's own run is "
+            "waiting for; use another session inside tools"
+        )
+        self.session_id = session_id
+
+
+class SessionClosed(CodeModeError):
+    """The session has not been started, or is closed."""
+
+    def __init__(self, session_id: str, state: str) -> None:
+        super().__init__(
+            f"session {session_id} is {state}; use it inside `async with`, or between "
+            "start() and close()"
+        )
+        self.session_id, self.state = session_id, state
+
+
+class StoreError(CodeModeError, OSError):
+    """Stored bytes could not be read or written."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
