@@ -24,7 +24,7 @@ class CodeModeError(Exception):
         return str(self.args[0]) if self.args else ""
 
     def __reduce__(self) -> Tuple[Any, ...]:
-        return (from_facts, (type(self).__name__, to_facts(self)))
+        return (_rebuild, (type(self), to_facts(self)))
 
 
 class InvalidName(CodeModeError, ValueError):
@@ -200,7 +200,9 @@ def _tree(root: type) -> Dict[str, type]:
 #: Every class of this module by name.
 GUEST_ERRORS: Dict[str, type] = _tree(CodeModeError)
 
-_COMMON = frozenset({"message"})
+
+def _rebuild(kind: Any, facts: Dict[str, Any]) -> Any:
+    return kind(**facts)
 
 
 def to_facts(error: CodeModeError) -> Dict[str, Any]:
