@@ -1,0 +1,125 @@
+"""Code execution for AI agents: a session runs model-written Python and keeps its state.
+
+The public names; each is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from py_code_mode.errors import (
+        ArtifactError,
+        ArtifactNotFound,
+        CapabilityMissing,
+        CodeModeError,
+        ConfigError,
+        DependencyError,
+        EnvironmentFailed,
+        ReentrantRun,
+        SessionClosed,
+        StoreError,
+        ToolError,
+        ValueNotPortable,
+        WorkflowError,
+        WorkflowNotFound,
+    )
+    from py_code_mode.execution.executor import Capability, Executor
+    from py_code_mode.execution.in_process import InProcessConfig, InProcessExecutor
+    from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
+    from py_code_mode.results import (
+        Called,
+        Display,
+        ExecutionResult,
+        Failure,
+        Handle,
+        Output,
+        Shown,
+        Snapshot,
+    )
+    from py_code_mode.session import Session
+    from py_code_mode.storage import FileStorage, MemoryStorage, StorageBackend
+
+_HOME = {
+    "ArtifactError": "py_code_mode.errors",
+    "ArtifactNotFound": "py_code_mode.errors",
+    "Called": "py_code_mode.results",
+    "Capability": "py_code_mode.execution.executor",
+    "CapabilityMissing": "py_code_mode.errors",
+    "CodeModeError": "py_code_mode.errors",
+    "ConfigError": "py_code_mode.errors",
+    "DependencyError": "py_code_mode.errors",
+    "Display": "py_code_mode.results",
+    "EnvironmentFailed": "py_code_mode.errors",
+    "ExecutionResult": "py_code_mode.results",
+    "Executor": "py_code_mode.execution.executor",
+    "Failure": "py_code_mode.results",
+    "FileStorage": "py_code_mode.storage",
+    "Handle": "py_code_mode.results",
+    "InProcessConfig": "py_code_mode.execution.in_process",
+    "InProcessExecutor": "py_code_mode.execution.in_process",
+    "MemoryStorage": "py_code_mode.storage",
+    "Output": "py_code_mode.results",
+    "ReentrantRun": "py_code_mode.errors",
+    "Session": "py_code_mode.session",
+    "SessionClosed": "py_code_mode.errors",
+    "Shown": "py_code_mode.results",
+    "Snapshot": "py_code_mode.results",
+    "StorageBackend": "py_code_mode.storage",
+    "StoreError": "py_code_mode.errors",
+    "SubprocessConfig": "py_code_mode.execution.subprocess",
+    "SubprocessExecutor": "py_code_mode.execution.subprocess",
+    "ToolError": "py_code_mode.errors",
+    "ValueNotPortable": "py_code_mode.errors",
+    "WorkflowError": "py_code_mode.errors",
+    "WorkflowNotFound": "py_code_mode.errors",
+}
+
+__all__ = [
+    "ArtifactError",
+    "ArtifactNotFound",
+    "Called",
+    "Capability",
+    "CapabilityMissing",
+    "CodeModeError",
+    "ConfigError",
+    "DependencyError",
+    "Display",
+    "EnvironmentFailed",
+    "ExecutionResult",
+    "Executor",
+    "Failure",
+    "FileStorage",
+    "Handle",
+    "InProcessConfig",
+    "InProcessExecutor",
+    "MemoryStorage",
+    "Output",
+    "ReentrantRun",
+    "Session",
+    "SessionClosed",
+    "Shown",
+    "Snapshot",
+    "StorageBackend",
+    "StoreError",
+    "SubprocessConfig",
+    "SubprocessExecutor",
+    "ToolError",
+    "ValueNotPortable",
+    "WorkflowError",
+    "WorkflowNotFound",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

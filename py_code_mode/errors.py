@@ -16,6 +16,7 @@ CodeModeError
 ├── ReentrantRun (RuntimeError)  a tool called run() on its own session
 ├── SessionClosed                not entered yet, or closed
 ├── StoreError (OSError)         stored bytes could not be read or written
+│   └── NotStored (KeyError)
 │
 │   these may also be raised inside a session (guest/errors.py):
 ├── ArtifactError ─ ArtifactNotFound (KeyError), InvalidArtifact (ValueError)
@@ -75,6 +76,7 @@ __all__ = [
     "InvalidRequirement",
     "InvalidWorkflow",
     "NoActiveRun",
+    "NotStored",
     "ProtocolViolation",
     "ReentrantRun",
     "RuntimeDepsDisabled",
@@ -210,3 +212,10 @@ class StoreError(CodeModeError, OSError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
         self.name, self.reason = name, reason
+
+
+class NotStored(StoreError, KeyError):
+    """Nothing is stored by this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, "nothing is stored by this name")

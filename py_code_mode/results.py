@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-JsonValue: TypeAlias = "None | bool | int | float | str | list[JsonValue] | dict[str, JsonValue]"
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 
 #: What became of the interpreter's variables: still there, put back to an earlier run, or gone.
 State: TypeAlias = Literal["kept", "restored", "lost"]
@@ -106,6 +108,34 @@ class Late:
         return bool(self.stdout or self.stderr or self.displays)
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Text that guest code wrote; an event."""
+
+    kind: Literal["stdout", "stderr"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A figure, image, HTML or other rich output; an event."""
+
+    display: Display
+    kind: Literal["display"] = "display"
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """Guest code called a method of a namespace; an event."""
+
+    namespace: str
+    method: str
+    kind: Literal["call"] = "call"
+
+
+#: What `Session.run` tells its `on_output` while a run goes on.
+Event: TypeAlias = Output | Shown | Called
+
 _NO_HANDLES: Mapping[str, Snapshot] = MappingProxyType({})
 
 
@@ -149,3 +179,67 @@ class ExecutionResult:
     def is_ok(self) -> bool:
         """True if no error."""
         return self.error is None
+
+    def to_text(self, max_tokens: int = 4000) -> str:
+        """What a model should see: output, value, error and state, within a budget.
+
+        Args:
+            max_tokens: bound of the text, in tokens of four UTF-8 bytes. What is left out is said.
+        """
+        parts: list[str] = []
+        if self.late:
+            parts += _section("output since the previous run", self.late.stdout + self.late.stderr)
+        parts += [self.stdout.rstrip("\n")] if self.stdout.strip() else []
+        parts += _section("stderr", self.stderr)
+        for display in self.displays:
+            parts.append(_describe_display(display))
+        if self.value is not None:
+            parts.append(_describe_value(self.value))
+        if self.failure is not None:
+            parts.append(self.failure.traceback.rstrip() or str(self.failure))
+            if str(self.failure) not in parts[-1]:
+                parts.append(str(self.failure))
+        parts += [f"[{note}]" for note in self.notes]
+        if self.state == "restored":
+            parts.append(f"[variables are those after run {self.restored_to}]")
+        elif self.state == "lost":
+            parts.append("[all variables are lost; define again what you need]")
+        text = "\n".join(parts) or "[no output]"
+        return shorten(text, 4 * max_tokens)
+
+    def _repr_markdown_(self) -> str:
+        return f"```\n{self.to_text()}\n```"
+
+
+def _section(title: str, text: str) -> list[str]:
+    return [f"[{title}]\n{text.rstrip()}"] if text.strip() else []
+
+
+def _describe_display(display: Display) -> str:
+    kinds = [kind for kind in display.data if kind != "text/plain"]
+    plain = display.data.get("text/plain")
+    shown = f"[display: {', '.join(kinds)}]" if kinds else ""
+    return "\n".join(part for part in (shown, plain if isinstance(plain, str) else "") if part)
+
+
+def _describe_value(value: object) -> str:
+    if isinstance(value, Handle):
+        return f"<{value.type_name}> {value.snapshot.to_text()}"
+    if isinstance(value, str):
+        return repr(value) if len(value) < 200 and "\n" not in value else value
+    try:
+        return repr(value)
+    except Exception as error:  # a live object of user code, in an in-process session
+        return f"<{type(value).__name__}: its repr raised {type(error).__name__}>"
+
+
+def shorten(text: str, max_bytes: int) -> str:
+    """Cut the middle out of a text that is too long, and say how much is gone."""
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= max_bytes:
+        return text
+    note = f"\n… {len(data) - max_bytes} bytes left out …\n"
+    room = max(max_bytes - len(note.encode()), 0)
+    head = data[: room * 2 // 3].decode("utf-8", "ignore")
+    tail = data[len(data) - room // 3 :].decode("utf-8", "ignore") if room >= 3 else ""
+    return f"{head}{note}{tail}"

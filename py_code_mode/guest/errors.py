@@ -9,7 +9,9 @@ Inside a session the classes are attributes of the namespaces that raise them
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+TYPE_CHECKING = False  # typing itself is not imported: the worker's start is counted in ms
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class CodeModeError(Exception):
@@ -23,7 +25,7 @@ class CodeModeError(Exception):
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
-    def __reduce__(self) -> Tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), to_facts(self)))
 
 
@@ -81,7 +83,7 @@ class ToolError(CodeModeError, RuntimeError):
 class ToolNotFound(ToolError, LookupError):
     """No tool, or no recipe of a tool, has this name."""
 
-    def __init__(self, tool: str, available: List[str]) -> None:
+    def __init__(self, tool: str, available: list[str]) -> None:
         known = ", ".join(available[:20]) or "none"
         super().__init__(tool, f"not found; available: {known}")
         self.available = available
@@ -103,7 +105,7 @@ class ToolFailed(ToolError):
     """
 
     def __init__(
-        self, tool: str, reason: str, exit_code: Optional[int] = None, stderr: str = ""
+        self, tool: str, reason: str, exit_code: int | None = None, stderr: str = ""
     ) -> None:
         tail = f"\n{stderr.rstrip()}" if stderr.strip() else ""
         super().__init__(tool, reason + tail)
@@ -189,7 +191,7 @@ class RuntimeDepsDisabled(DependencyError, PermissionError):
         self.action = action
 
 
-def _tree(root: type) -> Dict[str, type]:
+def _tree(root: type) -> dict[str, type]:
     found = {root.__name__: root}
     for child in root.__subclasses__():
         if child.__module__ == __name__:
@@ -198,21 +200,21 @@ def _tree(root: type) -> Dict[str, type]:
 
 
 #: Every class of this module by name.
-GUEST_ERRORS: Dict[str, type] = _tree(CodeModeError)
+GUEST_ERRORS: dict[str, type] = _tree(CodeModeError)
 
 
-def _rebuild(kind: Any, facts: Dict[str, Any]) -> Any:
+def _rebuild(kind: Any, facts: dict[str, Any]) -> Any:
     return kind(**facts)
 
 
-def to_facts(error: CodeModeError) -> Dict[str, Any]:
+def to_facts(error: CodeModeError) -> dict[str, Any]:
     """The facts an error of this module was built from, as plain JSON values."""
     code = type(error).__init__.__code__
     names = code.co_varnames[1 : code.co_argcount]
     return {name: getattr(error, name) for name in names}
 
 
-def from_facts(name: str, facts: Dict[str, Any]) -> CodeModeError:
+def from_facts(name: str, facts: dict[str, Any]) -> CodeModeError:
     """Build the error again; an unknown name or misfitting facts become a `CodeModeError`."""
     kind = GUEST_ERRORS.get(name)
     try:

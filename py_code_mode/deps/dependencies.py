@@ -1,0 +1,85 @@
+"""The packages of one session: what is wanted, and what is installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from py_code_mode.deps.requirements import Requirements, parse
+from py_code_mode.errors import RuntimeDepsDisabled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from py_code_mode.environments.overlay import Overlay
+
+
+class Dependencies:
+    """Adds packages to a session's overlay, and remembers them in the requirements.
+
+    Args:
+        requirements: of the workspace; blocking, so used on a thread.
+        overlay: where packages go; the environment below it is never altered.
+        extra: wanted besides what the requirements say.
+        allow_runtime: whether `add` and `remove` work; `sync` always does.
+    """
+
+    def __init__(
+        self,
+        requirements: Requirements,
+        overlay: Overlay,
+        *,
+        extra: Sequence[str] = (),
+        allow_runtime: bool = True,
+    ) -> None:
+        self._requirements = requirements
+        self._overlay = overlay
+        self._extra = tuple(extra)
+        self._allow_runtime = allow_runtime
+
+    async def list(self) -> list[str]:
+        """The configured requirements."""
+        return await anyio.to_thread.run_sync(self._wanted)
+
+    def _wanted(self) -> list[str]:
+        return list(dict.fromkeys([*self._requirements.list(), *self._extra]))
+
+    async def add(self, package: str) -> dict[str, Any]:
+        """Install a package and remember it; importable at once, variables are kept."""
+        if not self._allow_runtime:
+            raise RuntimeDepsDisabled("add")
+        requirement = str(parse(package))
+        report = await self._overlay.install([requirement])
+        if not report["failed"]:
+            await anyio.to_thread.run_sync(self._requirements.add, requirement)
+        return dict(report)
+
+    async def remove(self, package: str) -> dict[str, Any]:
+        """Forget a package; it can be imported until the next reset, and then no longer."""
+        if not self._allow_runtime:
+            raise RuntimeDepsDisabled("remove")
+        name = parse(package).name
+        forgotten = await anyio.to_thread.run_sync(self._requirements.remove, name)
+        report = await self._overlay.remove(name)
+        if forgotten:
+            # it is in the configuration, so it was found, whether it is installed here or not
+            report["not_found"] = []
+        return {
+            **report,
+            "removed_from_config": [name] if forgotten else [],
+            "note": "installed files go away at the next reset" if report["removed"] else "",
+        }
+
+    async def sync(self) -> dict[str, Any]:
+        """Install every configured requirement that is not there yet."""
+        problems = await anyio.to_thread.run_sync(self._requirements.problems)
+        report = await self._overlay.install(await self.list())
+        for problem in problems:
+            report["failed"].append(problem.text)
+            report["errors"][problem.text] = str(problem)
+        return dict(report)
+
+    async def apply_removals(self) -> None:
+        """Carry out what `remove` promised for the next reset."""
+        await self._overlay.apply_removals()

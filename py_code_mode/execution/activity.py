@@ -1,0 +1,255 @@
+"""One run in progress: what it has given so far, and who is told.
+
+Shared by every executor: collects output within bounds, hands events to the session's callback with
+backpressure, and serves the calls of the guest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextvars import Context, copy_context
+from inspect import isawaitable
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import anyio
+
+from py_code_mode.execution.output import MAX_LATE, BoundedText, text_decoder
+from py_code_mode.results import Display, Event, Failure, Late, Output, Shown
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from py_code_mode.execution.executor import OnEvent, RunRequest
+    from py_code_mode.execution.supervisor import Job, Supervisor
+
+#: How long calls that are still open when their run ends may take to be cancelled.
+CALL_CANCEL_TIMEOUT = 1.0
+#: Calls a guest may have open at once.
+MAX_OPEN_CALLS = 1000
+#: Bytes of displays kept of one run.
+MAX_DISPLAY_BYTES = 64 << 20
+#: Events waiting for a slow callback before the guest has to wait.
+MAX_WAITING_EVENTS = 64
+
+Stream: TypeAlias = Literal["stdout", "stderr"]
+#: Why a run was told to stop.
+StopReason: TypeAlias = Literal["timeout", "interrupted", "closed", "cancelled", "callback"]
+
+
+class Gathered:
+    """Output and displays, within bounds."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._texts = {
+            "stdout": BoundedText(limit) if limit else BoundedText(),
+            "stderr": BoundedText(limit) if limit else BoundedText(),
+        }
+        self.displays: list[Display] = []
+        self._display_bytes = 0
+        self.left_out = 0
+
+    def write(self, stream: Stream, data: bytes) -> None:
+        """Take bytes of a stream."""
+        self._texts[stream].add(data)
+
+    def show(self, display: Display) -> bool:
+        """Take a display; False where it is over the bound."""
+        size = sum(len(body) for body in display.data.values())
+        if self._display_bytes + size > MAX_DISPLAY_BYTES:
+            self.left_out += 1
+            return False
+        self._display_bytes += size
+        self.displays.append(display)
+        return True
+
+    def text(self, stream: Stream) -> str:
+        """What was written to a stream."""
+        return self._texts[stream].text()
+
+    def as_late(self) -> Late:
+        """The same as what came between two runs."""
+        return Late(
+            stdout=self.text("stdout"), stderr=self.text("stderr"), displays=tuple(self.displays)
+        )
+
+
+def between_runs() -> Gathered:
+    """A place for what threads and children give while no run is active."""
+    return Gathered(MAX_LATE)
+
+
+class Activity:
+    """A run in progress, from the host's side.
+
+    The executor feeds it (`write`, `show`, `finish`) from callbacks of the event loop; the task
+    that called ``run`` waits in `wait` and delivers events.
+    """
+
+    def __init__(
+        self,
+        request: RunRequest,
+        on_event: OnEvent | None,
+        on_backpressure: Callable[[bool], None],
+    ) -> None:
+        self.request = request
+        self.gathered = Gathered()
+        self.context: Context = copy_context()
+        self.stop_reason: StopReason | None = None
+        self.is_over = False
+        self.started = perf_counter()
+        self.ended = self.started
+        self.calls: dict[int, tuple[str, Job]] = {}
+        self._on_event = on_event
+        self._on_backpressure = on_backpressure
+        self._waiting: deque[Event] = deque()
+        self._decoders = {"stdout": text_decoder(), "stderr": text_decoder()} if on_event else {}
+        self._loop = asyncio.get_running_loop()
+        self._wake: asyncio.Future[None] | None = None
+        self._paused = False
+        self._onlookers: list[asyncio.Future[None]] = []
+
+    # -- fed by the executor
+
+    def write(self, stream: Stream, data: bytes) -> None:
+        """Take output."""
+        self.gathered.write(stream, data)
+        if self._on_event is not None:
+            text = self._decoders[stream].decode(data)
+            if text:
+                self.tell(Output(stream, text))
+
+    def show(self, display: Display) -> None:
+        """Take a display."""
+        if self.gathered.show(display):
+            self.tell(Shown(display))
+
+    def tell(self, event: Event) -> None:
+        """Queue an event for the callback; the guest waits where the callback is slow."""
+        if self._on_event is None:
+            return
+        self._waiting.append(event)
+        if len(self._waiting) > MAX_WAITING_EVENTS and not self._paused:
+            self._paused = True
+            self._on_backpressure(True)
+        self._notify()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the callback has more waiting than it should."""
+        return len(self._waiting) > MAX_WAITING_EVENTS
+
+    def finish(self) -> None:
+        """The run is over: nothing more will come."""
+        if not self.is_over:
+            self.is_over = True
+            self.ended = perf_counter()
+            self._notify()
+            for onlooker in self._onlookers:
+                if not onlooker.done():
+                    onlooker.set_result(None)
+
+    async def wait_over(self) -> None:
+        """Return when the run is over; for others than the task that runs."""
+        if not self.is_over:
+            onlooker: asyncio.Future[None] = self._loop.create_future()
+            self._onlookers.append(onlooker)
+            await onlooker
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    # -- used by the task that runs
+
+    @property
+    def duration(self) -> float:
+        """Seconds from start to end."""
+        return self.ended - self.started
+
+    async def until_over(self) -> None:
+        """Deliver events until the run is over.
+
+        Raises:
+            Exception: what the callback raised.
+        """
+        while not self.is_over or self._waiting:
+            if self._waiting:
+                await self._deliver()
+            else:
+                self._wake = self._loop.create_future()
+                try:
+                    await self._wake
+                finally:
+                    self._wake = None
+
+    async def _deliver(self) -> None:
+        assert self._on_event is not None
+        while self._waiting:
+            given = self._on_event(self._waiting.popleft())
+            if isawaitable(given):
+                await given
+        if self._paused:
+            self._paused = False
+            self._on_backpressure(False)
+
+    def mute(self) -> None:
+        """Deliver nothing more: the callback failed, or its task is cancelled."""
+        self._on_event = None
+        self._waiting.clear()
+        if self._paused:
+            self._paused = False
+            self._on_backpressure(False)
+
+    # -- calls
+
+    def serve(
+        self,
+        supervisor: Supervisor,
+        identity: int,
+        target: str,
+        function: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Carry a call out in the background, as part of this run."""
+
+        async def serve() -> None:
+            try:
+                await function()
+            finally:
+                self.calls.pop(identity, None)
+
+        self.calls[identity] = (target, supervisor.start(self.context, serve))
+
+    async def end_calls(self) -> list[str]:
+        """Cancel calls that are still open; give a note for each kind. Bounded, shielded."""
+        if not self.calls:
+            return []
+        open_calls = list(self.calls.values())
+        for _, job in open_calls:
+            job.cancel()
+        with anyio.move_on_after(CALL_CANCEL_TIMEOUT, shield=True):
+            for _, job in open_calls:
+                await job.wait()
+        names = ", ".join(sorted({target for target, _ in open_calls}))
+        return [f"{len(open_calls)} call(s) cut off at the end of the run, effect unknown: {names}"]
+
+
+def stopped_failure(activity: Activity, failure: Failure | None, *, lost: bool) -> Failure:
+    """The failure of a run that was told to stop, with the place where it was."""
+    kept = "its variables are lost" if lost else "variables are kept"
+    how = "ended" if lost else "interrupted"
+    timeout = activity.request.timeout
+    texts: dict[StopReason | None, tuple[str, str]] = {
+        "timeout": ("TimeoutError", f"the run took longer than {timeout} s and was {how}; {kept}"),
+        "interrupted": ("Interrupted", f"the run was {how} by interrupt(); {kept}"),
+        "closed": ("Interrupted", "the session was closed during the run"),
+    }
+    other = ("Interrupted", f"the run was {how}: its caller no longer waits; {kept}")
+    kind, message = texts.get(activity.stop_reason, other)
+    return Failure(
+        type=kind,
+        message=message,
+        traceback=failure.traceback if failure else "",
+        lineno=failure.lineno if failure else None,
+    )

@@ -1,0 +1,146 @@
+"""The host's end of a guest's socket: frames in, frames out, nothing believed.
+
+Reading is a callback of the event loop, not a task: there is nothing to cancel or to leak. Whatever
+the guest sends that is not a frame within the limits ends the channel, and with it that guest only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from typing import TYPE_CHECKING
+
+from py_code_mode.guest import wire
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+#: Chunks read per turn of the event loop, so that one flooding guest leaves time for the others.
+_READS_PER_TURN = 4
+
+
+class Channel:
+    """A non-blocking Unix socket to one guest.
+
+    Args:
+        sock: the host's end; owned and closed by the channel.
+        on_frame: called with each frame, on the event loop; what it raises ends the channel.
+        on_end: called once, with the reason: None at an orderly end, else what was wrong.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        on_frame: Callable[[wire.Frame], None],
+        on_end: Callable[[str | None], None],
+    ) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._on_frame = on_frame
+        self._on_end = on_end
+        self._reader = wire.FrameReader()
+        self._loop = asyncio.get_running_loop()
+        self._outgoing: deque[tuple[list[wire.Buffer], list[int]]] = deque()
+        self._drained: asyncio.Future[None] | None = None
+        self._open = True
+        self._loop.add_reader(sock.fileno(), self._readable)
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
+    def _readable(self) -> None:
+        self.read_available(_READS_PER_TURN)
+
+    def read_available(self, turns: int | None = None) -> None:
+        """Handle what has arrived, until nothing is left (or for so many chunks)."""
+        while self._open and turns != 0:
+            try:
+                data, fds = wire.receive(self._socket)
+            except BlockingIOError:
+                return
+            except (OSError, wire.WireError) as error:
+                self._end(str(error))
+                return
+            if not data:
+                self._end(None)
+                return
+            try:
+                for frame in self._reader.feed(data, fds):
+                    self._on_frame(frame)
+            except Exception as error:  # a border: nothing a guest sends may hurt the host
+                self._end(str(error) or type(error).__name__)
+                return
+            if turns is not None:
+                if len(data) < wire.RECEIVE_SIZE:
+                    return  # most likely all there is; the loop calls again if not
+                turns -= 1
+
+    def send(self, header: bytes, segments: Sequence[wire.Buffer] = ()) -> None:
+        """Send a frame, or queue what the socket does not take at once; see `drain`.
+
+        Raises:
+            wire.WireError: the frame is beyond the limits; nothing was sent.
+        """
+        if not self._open:
+            return
+        buffers, fds = wire.pack(header, segments)
+        self._outgoing.append((buffers, fds))
+        if len(self._outgoing) == 1:
+            self._flush()
+
+    async def drain(self) -> None:
+        """Wait until everything queued has been sent, or the channel has ended."""
+        if self._outgoing and self._open:
+            if self._drained is None:
+                self._drained = self._loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                buffers, fds = self._outgoing.popleft()
+                try:
+                    sent = wire.send_some(self._socket, buffers, fds)
+                except BlockingIOError:
+                    self._outgoing.appendleft((buffers, fds))
+                    self._loop.add_writer(self._socket.fileno(), self._flush)
+                    return
+                for fd in fds:
+                    os.close(fd)
+                rest = wire.advance(buffers, sent)
+                if rest:
+                    self._outgoing.appendleft((rest, []))
+        except OSError as error:
+            self._end(str(error))
+            return
+        self._loop.remove_writer(self._socket.fileno())
+        self._wake_drained()
+
+    def _wake_drained(self) -> None:
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None
+
+    def _end(self, reason: str | None) -> None:
+        if self._open:
+            self.close()
+            self._on_end(reason)
+
+    def close(self) -> None:
+        """Stop reading and close the socket; `on_end` is not called."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._reader.close()
+        for _, fds in self._outgoing:
+            for fd in fds:
+                os.close(fd)
+        self._outgoing.clear()
+        self._wake_drained()

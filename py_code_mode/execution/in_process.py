@@ -1,0 +1,541 @@
+"""Runs a session's guest on a thread of the host's own process: fast, and no isolation at all.
+
+Honest about what a thread cannot do: code that cannot be interrupted is abandoned, with its calls
+revoked and its output dropped, and the session goes on with a new thread and a new namespace.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import ctypes
+import sys
+import threading
+from dataclasses import dataclass
+from itertools import count
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from py_code_mode.environments.base import Environment, host_environment
+from py_code_mode.errors import (
+    CallFailed,
+    CodeModeError,
+    ExecutorClosed,
+    HandleNotFound,
+    InvalidCall,
+    NoActiveRun,
+)
+from py_code_mode.execution import thread_streams
+from py_code_mode.execution.activity import (
+    MAX_OPEN_CALLS,
+    Activity,
+    Gathered,
+    StopReason,
+    between_runs,
+    stopped_failure,
+)
+from py_code_mode.execution.executor import (
+    Bind,
+    Call,
+    Capability,
+    Exchange,
+    Executor,
+    ExecutorConfig,
+    Fetch,
+    OnEvent,
+    RunOutcome,
+    RunRequest,
+    Setup,
+)
+from py_code_mode.execution.supervisor import Supervisor
+from py_code_mode.guest import displays, proxies
+from py_code_mode.guest.evaluate import Interpreter, Outcome
+from py_code_mode.results import Called, Display, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+#: From the first asynchronous exception to the end of patience.
+GRACE = 1.0
+#: The exception is raised again at this pace: code may have swallowed the first one.
+INTERRUPT_AGAIN = 0.1
+#: A thread that waits for a lock cannot be interrupted, so ours wait in slices of this length.
+_SLICE = 0.05
+#: Characters a session may be ahead of the event loop before its thread waits.
+_MAX_BUFFERED = 4 << 20
+_PLAIN_MODULES = ("builtins", "numpy", "pandas", "polars", "pyarrow")
+
+_module_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InProcessConfig(ExecutorConfig):
+    """How an in-process session is made; see `ExecutorConfig` for the fields."""
+
+    default_timeout: float | None = 30.0
+
+
+class InProcessExecutor(Executor):
+    """A daemon thread per session, in this process."""
+
+    name = "in_process"
+    offers = frozenset(
+        {
+            Capability.TIMEOUT,
+            Capability.RESET,
+            Capability.DEPS_INSTALL,
+            Capability.INTERRUPT,
+            Capability.LIVE_VALUES,
+            Capability.EXCHANGE,
+        }
+    )
+
+    def __init__(self, config: InProcessConfig | None = None) -> None:
+        self._config = config or InProcessConfig()
+        self._state = "not started"
+        self._supervisor: Supervisor | None = None
+        self._guest: _Guest | None = None
+        self._setup: Setup | None = None
+        self._call: Call | None = None
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Self:
+        return cls(InProcessConfig(**options))
+
+    @property
+    def config(self) -> InProcessConfig:
+        return self._config
+
+    @property
+    def environment(self) -> Environment:
+        return host_environment()
+
+    async def start(self, setup: Setup, call: Call) -> frozenset[str]:
+        if self._state != "not started":
+            raise ExecutorClosed(self.name, self._state)
+        self._setup, self._call = setup, call
+        self._supervisor = await Supervisor.acquire()
+        # no await from here on
+        thread_streams.acquire()
+        if setup.overlay is not None:
+            # appended: what the host itself imports stays what it was
+            sys.path.append(str(setup.overlay))
+        self._guest = _Guest(setup, call, self._supervisor)
+        self._state = "started"
+        return self.capabilities
+
+    def _live(self) -> _Guest:
+        if self._guest is None:
+            raise ExecutorClosed(self.name, self._state)
+        return self._guest
+
+    async def run(self, request: RunRequest, on_event: OnEvent | None = None) -> RunOutcome:
+        guest = self._live()
+        try:
+            return await guest.run(request, on_event)
+        finally:
+            self.state = "lost" if guest.is_abandoned else "kept"
+            if guest.is_abandoned and self._guest is guest:
+                assert self._setup is not None
+                assert self._call is not None
+                assert self._supervisor is not None
+                self._guest = _Guest(self._setup, self._call, self._supervisor)
+
+    async def exchange(self, message: Exchange) -> object:
+        variables = self._live().interpreter.globals
+        match message:
+            case Bind(name, value):
+                variables[name] = value
+                return None
+            case Fetch(name):
+                try:
+                    return variables[name]
+                except KeyError:
+                    raise HandleNotFound(name) from None
+            case _:
+                return None
+
+    async def interrupt(self) -> bool:
+        return self._live().stop("interrupted")
+
+    async def reset(self) -> None:
+        self._live().interpreter.reset()
+
+    async def close(self) -> None:
+        guest, self._guest = self._guest, None
+        self._state = "closed"
+        if guest is None:
+            return
+        with anyio.CancelScope(shield=True):
+            await guest.close()
+            thread_streams.release()
+            overlay = self._setup.overlay if self._setup else None
+            if overlay is not None and str(overlay) in sys.path:
+                sys.path.remove(str(overlay))
+            supervisor, self._supervisor = self._supervisor, None
+            if supervisor is not None:
+                await supervisor.release()
+
+
+class _Guest:
+    """One thread and its namespace; used from the event loop, except where it says otherwise."""
+
+    def __init__(self, setup: Setup, call: Call, supervisor: Supervisor) -> None:
+        self.is_abandoned = False
+        self._call = call
+        self._supervisor = supervisor
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._activity: Activity | None = None
+        self._result: Outcome | None = None
+        self._between: Gathered = between_runs()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._call_ids = count(1)
+        # guards what both threads touch
+        self._lock = threading.Lock()
+        self._is_evaluating = False
+        self._buffer: list[tuple[str, str]] = []
+        self._buffered = 0
+        self._flush_scheduled = False
+        self._shown: list[Display] = []
+        caller = _Caller(self)
+        reserved = proxies.build(caller, setup.namespaces, lambda: self._reserved)
+        self._reserved: Mapping[str, object] = {**reserved, "display": self._display}
+        self._module_name = f"_code_mode_session_{next(_module_numbers)}"
+        self.interpreter = Interpreter(self._module_name, self._reserved)
+        self._requests: SimpleQueue[RunRequest | None] = SimpleQueue()
+        self._thread = threading.Thread(
+            target=self._serve, name=f"session {setup.session_id}", daemon=True
+        )
+        self._thread.start()
+
+    # -- on the guest's thread
+
+    def _serve(self) -> None:
+        thread_streams.bind(self)
+        try:
+            while not self.is_abandoned:
+                try:
+                    request = self._requests.get()
+                except KeyboardInterrupt:
+                    continue  # meant for a run that had just ended
+                if request is None:
+                    return
+                self._evaluate(request)
+        finally:
+            thread_streams.unbind()
+
+    def _evaluate(self, request: RunRequest) -> None:
+        outcome = Outcome()
+        try:
+            try:
+                with self._lock:
+                    self._is_evaluating = True
+                outcome = self.interpreter.run(request.code, request.run_id)
+                self._add_displays(outcome)
+            finally:
+                self._stop_evaluating()
+        except KeyboardInterrupt:
+            # a second one, while the first or the value was being described
+            self._stop_evaluating()
+            outcome.failure = {
+                "type": "KeyboardInterrupt",
+                "message": "interrupted",
+                "traceback": "",
+                "lineno": None,
+            }
+        self._post(self._on_done, outcome)
+
+    def _stop_evaluating(self) -> None:
+        while True:
+            try:
+                with self._lock:
+                    self._is_evaluating = False
+                    # take back an exception that is set but not raised yet
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                        ctypes.c_ulong(threading.get_ident()), None
+                    )
+                return
+            except KeyboardInterrupt:
+                continue
+
+    def _add_displays(self, outcome: Outcome) -> None:
+        value = outcome.value
+        if value is not None and type(value).__module__.split(".")[0] not in _PLAIN_MODULES:
+            bundle = displays.mime_bundle(value)
+            if bundle is not None and set(bundle) - {"text/plain"}:
+                self._show(bundle)
+        for bundle in displays.collect_figures():
+            self._show(bundle)
+
+    def _display(self, *objects: object) -> None:
+        """Show objects richly: figures, images, HTML, or their text."""
+        for object in objects:
+            self._show(displays.display_bundle(object))
+
+    def _show(self, bundle: Mapping[str, str | bytes]) -> None:
+        self._post(self._on_display, Display(data=dict(bundle)))
+
+    def write(self, stream: str, text: str) -> None:
+        """Take what the session's threads print (any thread)."""
+        with self._lock:
+            self._buffer.append((stream, text))
+            self._buffered += len(text)
+            schedule = not self._flush_scheduled
+            self._flush_scheduled = True
+        if schedule:
+            self._post(self._flush)
+        # the loop may be slow, or its callback may be: wait, but let interrupts in
+        while self._buffered > _MAX_BUFFERED and not self.is_abandoned:
+            pause = _thread.allocate_lock()
+            pause.acquire()
+            pause.acquire(timeout=_SLICE)
+
+    def _post(self, function: Callable[..., object], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            self.is_abandoned = True  # the loop is closed: nobody listens any more
+
+    # -- on the event loop
+
+    def _flush(self) -> None:
+        activity = self._activity
+        if activity is not None and activity.is_behind:
+            self._loop.call_later(_SLICE, self._flush)  # the guest's thread waits meanwhile
+        else:
+            self._flush_all()
+
+    def _flush_all(self) -> None:
+        activity = self._activity
+        with self._lock:
+            pieces, self._buffer = self._buffer, []
+            self._buffered = 0
+            self._flush_scheduled = False
+        if self.is_abandoned:
+            return
+        for stream in ("stdout", "stderr"):
+            text = "".join(text for name, text in pieces if name == stream)
+            if text:
+                data = text.encode("utf-8", "backslashreplace")
+                target = activity if activity is not None else self._between
+                target.write(stream, data)
+
+    def _on_display(self, display: Display) -> None:
+        self._flush_all()
+        if not self.is_abandoned:
+            (self._activity or self._between).show(display)
+
+    def _on_done(self, outcome: Outcome) -> None:
+        activity = self._activity
+        if activity is None or self.is_abandoned:
+            return
+        self._flush_all()
+        self._result = outcome
+        activity.finish()
+
+    async def run(self, request: RunRequest, on_event: OnEvent | None) -> RunOutcome:
+        thread_streams.refresh()
+        self._flush()
+        late, self._between = self._between.as_late(), between_runs()
+        activity = self._activity = Activity(request, on_event, _no_backpressure)
+        self._result = None
+        notes: list[str] = []
+        try:
+            self._requests.put(request)
+            if request.timeout is not None:
+                self._later(request.timeout, self.stop, "timeout")
+            try:
+                await activity.until_over()
+            except BaseException as error:
+                activity.mute()
+                self.stop("callback" if isinstance(error, Exception) else "cancelled")
+                with anyio.CancelScope(shield=True):
+                    await activity.until_over()
+                raise
+            finally:
+                self._cancel_timers()
+                with anyio.CancelScope(shield=True):
+                    notes = await activity.end_calls()
+        finally:
+            self._activity = None
+        outcome = self._result or Outcome()
+        failure = Failure(**outcome.failure) if outcome.failure is not None else None
+        if activity.stop_reason is not None:
+            failure = stopped_failure(activity, failure, lost=self.is_abandoned)
+        if self.is_abandoned:
+            notes.append(
+                "the code could not be interrupted: its thread goes on, cut off from the session"
+            )
+        return RunOutcome(
+            value=outcome.value if failure is None else None,
+            failure=failure,
+            stdout=activity.gathered.text("stdout"),
+            stderr=activity.gathered.text("stderr"),
+            displays=tuple(activity.gathered.displays),
+            state="lost" if self.is_abandoned else "kept",
+            duration=activity.duration,
+            late=late,
+            notes=(*outcome.notes, *notes),
+        )
+
+    def stop(self, reason: StopReason) -> bool:
+        """Raise KeyboardInterrupt in the thread, again while it does not help, then give it up."""
+        activity = self._activity
+        if activity is None or activity.is_over or activity.stop_reason is not None:
+            return False
+        activity.stop_reason = reason
+        self._cancel_timers()
+        self._later(GRACE, self._abandon)
+        self._interrupt_again()
+        return True
+
+    def _interrupt_again(self) -> None:
+        if self._activity is None or self._activity.is_over:
+            return
+        self._raise_in_thread()
+        self._later(INTERRUPT_AGAIN, self._interrupt_again)
+
+    def _raise_in_thread(self) -> None:
+        ident = self._thread.ident
+        with self._lock:
+            if self._is_evaluating and ident is not None:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt)
+                )
+
+    def _abandon(self) -> None:
+        self._flush_all()
+        self.is_abandoned = True
+        self._raise_in_thread()
+        self._requests.put(None)
+        sys.modules.pop(self._module_name, None)
+        if self._activity is not None:
+            self._activity.finish()
+
+    def _later(self, delay: float, function: Callable[..., object], *args: object) -> None:
+        self._timers.append(self._loop.call_later(delay, function, *args))
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    async def close(self) -> None:
+        activity = self._activity
+        if activity is not None and not activity.is_over:
+            self.stop("closed")
+            with anyio.move_on_after(2 * GRACE):
+                await activity.wait_over()
+        self._requests.put(None)
+        sys.modules.pop(self._module_name, None)
+        self._cancel_timers()
+        if not self.is_abandoned:
+            # it has nothing to do any more, so this is short
+            await anyio.to_thread.run_sync(self._thread.join, GRACE)
+
+    # -- calls
+
+    def begin_call(
+        self,
+        target: tuple[str, str],
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        answer: Callable[[object, BaseException | None], None],
+    ) -> None:
+        """Carry a call of the guest out (on the event loop); `answer` is called with the result."""
+        activity = self._activity
+        name = ".".join(target)
+        if activity is None or activity.is_over or self.is_abandoned:
+            answer(None, NoActiveRun(name))
+            return
+        if len(activity.calls) >= MAX_OPEN_CALLS:
+            answer(None, CallFailed(name, f"more than {MAX_OPEN_CALLS} calls at once"))
+            return
+        activity.tell(Called(*target))
+
+        async def serve() -> None:
+            try:
+                result = await self._call(*target, args, kwargs)
+            except CodeModeError as error:
+                answer(None, error)
+            except Exception as error:  # a border: the guest's code gets it as an exception
+                answer(None, CallFailed(name, f"{type(error).__name__}: {error}"))
+            except BaseException:
+                answer(None, CallFailed(name, "cancelled at the end of the run"))
+                raise
+            else:
+                answer(result, None)
+
+        activity.serve(self._supervisor, next(self._call_ids), name, serve)
+
+    def post_call(
+        self,
+        target: tuple[str, str],
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        answer: Callable[[object, BaseException | None], None],
+    ) -> None:
+        """The same, from any thread."""
+        if self.is_abandoned:
+            raise NoActiveRun(".".join(target))
+        if threading.get_ident() == self._loop_thread:
+            # the answer is made by the event loop, which this thread would keep waiting
+            raise InvalidCall(".".join(target), "it cannot be called from the host's event loop")
+        self._post(self.begin_call, target, args, kwargs, answer)
+
+
+def _no_backpressure(wait: bool) -> None:
+    """Nothing to pause: the thread waits in `write` while its buffer is full."""
+
+
+class _Caller:
+    """How the proxies of an in-process guest reach the host."""
+
+    def __init__(self, guest: _Guest) -> None:
+        self._guest = guest
+
+    def call(
+        self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> object:
+        """Block until the host has answered."""
+        answered = _thread.allocate_lock()
+        answered.acquire()
+        result: list[Any] = [None, None]
+
+        def answer(value: object, error: BaseException | None) -> None:
+            result[:] = value, error
+            answered.release()
+
+        self._guest.post_call((namespace, method), args, kwargs, answer)
+        while not answered.acquire(timeout=_SLICE):
+            pass
+        if result[1] is not None:
+            raise result[1]
+        return result[0]
+
+    def call_async(
+        self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> Awaitable[object]:
+        """The same on the running event loop of the guest's thread."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
+
+        def resolve(value: object, error: BaseException | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        def answer(value: object, error: BaseException | None) -> None:
+            try:
+                loop.call_soon_threadsafe(resolve, value, error)
+            except RuntimeError:
+                return  # the cell and its loop are over
+
+        self._guest.post_call((namespace, method), args, kwargs, answer)
+        return future

@@ -1,0 +1,453 @@
+"""A guest in a process of its own, as the host sees it: one socket, two pipes, one process.
+
+How the process came to be is the executor's affair; everything from the first frame to the last is
+here. A cancelled caller can neither leak the process nor hang on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import anyio
+import msgspec
+
+from py_code_mode.codecs.values import decode_value, encode_value
+from py_code_mode.errors import (
+    CallFailed,
+    CodeModeError,
+    GuestDied,
+    HandleNotFound,
+    NoActiveRun,
+    ProtocolViolation,
+)
+from py_code_mode.execution import messages
+from py_code_mode.execution.activity import (
+    MAX_OPEN_CALLS,
+    Activity,
+    StopReason,
+    Stream,
+    between_runs,
+    stopped_failure,
+)
+from py_code_mode.execution.executor import (
+    Bind,
+    Call,
+    Exchange,
+    Fetch,
+    OnEvent,
+    RunOutcome,
+    RunRequest,
+    Setup,
+)
+from py_code_mode.execution.process import describe_exit
+from py_code_mode.guest.errors import GUEST_ERRORS, from_facts, to_facts
+from py_code_mode.guest.wire import Frame, WireError
+from py_code_mode.results import Called, Display, Failure, Handle, Late, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from py_code_mode.execution.channel import Channel
+    from py_code_mode.execution.output import OutputPipe
+    from py_code_mode.execution.supervisor import Supervisor
+    from py_code_mode.guest.wire import Buffer
+
+#: From a SIGINT to the end of patience, where code does not stop.
+GRACE = 1.0
+#: SIGINT is sent again at this pace: code may have swallowed the first one.
+INTERRUPT_AGAIN = 0.25
+#: From the start of the process to its first frame.
+START_TIMEOUT = 60.0
+#: An exchange runs no user code to speak of.
+EXCHANGE_TIMEOUT = 60.0
+#: From the request to close to the end of the interpreter's own clean-up.
+CLOSE_TIMEOUT = 2.0
+#: From SIGKILL to the exit of a process; only a broken kernel takes longer.
+KILL_TIMEOUT = 10.0
+
+
+class Process(Protocol):
+    """What a worker needs of its process."""
+
+    status: int | None
+
+    def interrupt(self) -> None: ...
+    def kill(self) -> None: ...
+    async def wait(self) -> None: ...
+
+
+class Worker:
+    """One incarnation of a guest.
+
+    Made by its executor, which connects `channel`, `pipes` and `process` to it (`attach`) before it
+    calls `start`.
+    """
+
+    def __init__(self, incarnation: int, call: Call, supervisor: Supervisor) -> None:
+        self.incarnation = incarnation
+        #: why there is no guest any more; None while it lives
+        self.death: str | None = None
+        self._call = call
+        self._supervisor = supervisor
+        self._loop = asyncio.get_running_loop()
+        self._ready = anyio.Event()
+        self._violation: str | None = None
+        self._activity: Activity | None = None
+        self._done: tuple[messages.Done, Sequence[Any]] | None = None
+        self._late = between_runs()
+        self._answers: dict[int, asyncio.Future[tuple[messages.Answer, Sequence[Any]]]] = {}
+        self._next_exchange = 0
+        self._timers: list[asyncio.TimerHandle] = []
+        self._closing = False
+
+    def attach(self, channel: Channel, pipes: Sequence[OutputPipe], process: Process) -> None:
+        """Connect the guest; all of it is closed by the worker from now on."""
+        self._channel = channel
+        self._pipes = pipes
+        self._process = process
+
+    # -- what arrives
+
+    def on_output(self, stream: Stream, data: bytes) -> None:
+        """The guest wrote to its stdout or stderr."""
+        if self._activity is not None:
+            self._activity.write(stream, data)
+        else:
+            self._late.write(stream, data)
+
+    def on_frame(self, frame: Frame) -> None:
+        """The guest sent a frame.
+
+        Raises:
+            ProtocolViolation: it is not one that a guest may send.
+        """
+        try:
+            message = messages.decode(frame.header)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise ProtocolViolation(str(error)) from error
+        if message.inc != self.incarnation and not isinstance(message, messages.Ready):
+            return
+        match message:
+            case messages.Done():
+                if self._activity is not None and message.run == self._activity.request.run_id:
+                    self._done = (message, frame.segments)
+                    self._drain_pipes()
+                    self._activity.finish()
+            case messages.CallMessage():
+                self._on_call(message, frame)
+            case messages.DisplayMessage():
+                self._on_display(message, frame)
+            case messages.Answer():
+                answer = self._answers.pop(message.id, None)
+                if answer is not None and not answer.done():
+                    answer.set_result((message, frame.segments))
+            case messages.Ready():
+                self._ready.set()
+
+    def _on_display(self, message: messages.DisplayMessage, frame: Frame) -> None:
+        display = _display(decode_value(message.data, frame.segments))
+        activity = self._activity
+        if activity is not None and message.run == activity.request.run_id:
+            activity.show(display)
+        else:
+            self._late.show(display)
+
+    def _on_call(self, message: messages.CallMessage, frame: Frame) -> None:
+        target = f"{message.ns}.{message.method}"[:200]
+        activity = self._activity
+        if activity is None or activity.is_over or message.run != activity.request.run_id:
+            self._reply_error(message.id, NoActiveRun(target))
+            return
+        if message.id in activity.calls:
+            raise ProtocolViolation(f"call id {message.id} is used twice")
+        if len(activity.calls) >= MAX_OPEN_CALLS:
+            reason = f"more than {MAX_OPEN_CALLS} calls at once"
+            self._reply_error(message.id, CallFailed(target, reason))
+            return
+        args = decode_value(message.args, frame.segments)
+        kwargs = decode_value(message.kwargs, frame.segments)
+        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
+            raise ProtocolViolation("a call's arguments are not a tuple and a dict")
+        positional = cast("tuple[object, ...]", args)
+        named = cast("dict[str, object]", kwargs)
+        activity.tell(Called(message.ns, message.method))
+
+        async def serve() -> None:
+            try:
+                result = await self._call(message.ns, message.method, positional, named)
+                tree, segments = encode_value(result)
+                reply = {"t": "reply", "id": message.id, "value": tree}
+                self._channel.send(messages.encode(reply), cast("list[Buffer]", segments))
+            except CodeModeError as error:
+                self._reply_error(message.id, error)
+            except Exception as error:  # a border: the guest's code gets it as an exception
+                reason = f"{type(error).__name__}: {error}"
+                self._reply_error(message.id, CallFailed(target, reason))
+            await self._channel.drain()
+
+        activity.serve(self._supervisor, message.id, target, serve)
+
+    def _reply_error(self, identity: int, error: CodeModeError) -> None:
+        if type(error).__name__ not in GUEST_ERRORS:
+            error = CallFailed("the host", str(error))
+        fact = {"type": type(error).__name__, "facts": to_facts(error)}
+        self._channel.send(messages.encode({"t": "reply", "id": identity, "error": fact}))
+
+    # -- the end
+
+    def on_channel_end(self, reason: str | None) -> None:
+        """The socket is closed, or the guest broke the protocol: there is no way back."""
+        if reason is not None:
+            self._violation = reason
+        if self._process.status is None and not (self._closing and reason is None):
+            self._process.kill()
+
+    def on_exit(self, status: int) -> None:
+        """The process has exited."""
+        if self._violation is None:
+            self._channel.read_available()  # the last frames may still be in the socket
+        self._drain_pipes()
+        self._channel.close()
+        for pipe in self._pipes:
+            pipe.close()
+        if self._violation is not None:
+            self.death = f"was ended: {self._violation}"
+        else:
+            self.death = describe_exit(status)
+        self._cancel_timers()
+        if self._activity is not None:
+            self._activity.finish()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(GuestDied(self.death))
+        self._answers.clear()
+        self._ready.set()
+
+    def _drain_pipes(self) -> None:
+        for pipe in self._pipes:
+            pipe.read_available()
+
+    # -- what the executor asks for
+
+    async def start(self, setup: Setup) -> None:
+        """Set the guest up.
+
+        Raises:
+            GuestDied: it ended, or said nothing in time.
+        """
+        header = {
+            "t": "setup",
+            "inc": self.incarnation,
+            "namespaces": setup.namespaces,
+            "overlay": str(setup.overlay) if setup.overlay else None,
+        }
+        self._channel.send(messages.encode(header))
+        with anyio.move_on_after(START_TIMEOUT):
+            await self._ready.wait()
+        if self.death is not None:
+            said = self._late.text("stderr").strip()[-2000:]
+            raise GuestDied(f"{self.death} while it started{': ' + said if said else ''}")
+        if not self._ready.is_set():
+            raise GuestDied(f"said nothing for {START_TIMEOUT:g} s while it started")
+
+    async def run(self, request: RunRequest, on_event: OnEvent | None) -> RunOutcome:
+        """Evaluate one cell; see `Executor.run`."""
+        self._drain_pipes()
+        late, self._late = self._late.as_late(), between_runs()
+        activity = self._activity = Activity(request, on_event, self._on_backpressure)
+        self._done = None
+        notes: list[str] = []
+        header = {"t": "run", "run": request.run_id, "code": request.code}
+        try:
+            self._channel.send(_encode_text(header))
+            if self.death is not None:
+                activity.finish()
+            if request.timeout is not None:
+                self._later(request.timeout, self.stop, "timeout")
+            try:
+                await activity.until_over()
+            except BaseException as error:
+                activity.mute()
+                self.stop("callback" if isinstance(error, Exception) else "cancelled")
+                with anyio.CancelScope(shield=True):
+                    await activity.until_over()
+                raise
+            finally:
+                self._cancel_timers()
+                with anyio.CancelScope(shield=True):
+                    notes = await activity.end_calls()
+                    if self._violation is not None or self.death is not None:
+                        await self._process.wait()
+        finally:
+            self._activity = None
+        return self._outcome(activity, late, notes)
+
+    def _outcome(self, activity: Activity, late: Late, notes: list[str]) -> RunOutcome:
+        value: object = None
+        failure: Failure | None = None
+        if self._done is not None:
+            done, segments = self._done
+            self._done = None
+            notes = [*(note[:1000] for note in done.notes[:20]), *notes]
+            try:
+                value = _value(done, segments)
+            except ProtocolViolation as error:
+                self.on_channel_end(error.reason)
+                self.death = f"was ended: {error.reason}"
+            if done.failure is not None:
+                failure = Failure(
+                    type=done.failure.type,
+                    message=done.failure.message,
+                    traceback=done.failure.traceback,
+                    lineno=done.failure.lineno,
+                )
+        lost = self.death is not None
+        if activity.stop_reason is not None:
+            failure = stopped_failure(activity, failure, lost=lost)
+            value = None
+        elif lost:
+            failure = Failure(type="GuestDied", message=str(GuestDied(self.death or "")))
+            value = None
+        if activity.gathered.left_out:
+            notes.append(f"{activity.gathered.left_out} display(s) left out: too large in all")
+        return RunOutcome(
+            value=value,
+            failure=failure,
+            stdout=activity.gathered.text("stdout"),
+            stderr=activity.gathered.text("stderr"),
+            displays=tuple(activity.gathered.displays),
+            state="lost" if lost else "kept",
+            duration=activity.duration,
+            late=late,
+            notes=tuple(notes),
+        )
+
+    def stop(self, reason: StopReason) -> None:
+        """Climb the ladder: SIGINT, again while it does not help, SIGKILL after the grace."""
+        activity = self._activity
+        if activity is None or activity.is_over or activity.stop_reason is not None:
+            return
+        activity.stop_reason = reason
+        self._cancel_timers()
+        self._later(GRACE, self._process.kill)
+        self._interrupt_again()
+
+    def _interrupt_again(self) -> None:
+        if self._activity is not None and not self._activity.is_over:
+            self._process.interrupt()
+            self._later(INTERRUPT_AGAIN, self._interrupt_again)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a run is going on."""
+        return self._activity is not None and not self._activity.is_over
+
+    def _later(self, delay: float, function: Any, *args: Any) -> None:
+        self._timers.append(self._loop.call_later(delay, function, *args))
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _on_backpressure(self, wait: bool) -> None:
+        for pipe in self._pipes:
+            if wait:
+                pipe.pause()
+            else:
+                pipe.resume()
+
+    async def exchange(self, message: Exchange) -> object:
+        """Bind, fetch or release a value; see `Executor.exchange`."""
+        match message:
+            case Bind(name, value):
+                tree, segments = encode_value(value)
+                return await self._ask({"t": "bind", "name": name, "value": tree}, segments)
+            case Fetch(name):
+                return await self._ask({"t": "fetch", "name": name})
+            case _:
+                return await self._ask({"t": "release", "name": message.name})
+
+    async def reset(self) -> None:
+        """Forget the user's variables."""
+        await self._ask({"t": "reset"})
+
+    async def _ask(self, header: dict[str, Any], segments: Sequence[Any] = ()) -> object:
+        if self.death is not None:
+            raise GuestDied(self.death)
+        self._next_exchange += 1
+        identity = self._next_exchange
+        answered = self._answers[identity] = self._loop.create_future()
+        try:
+            self._channel.send(messages.encode({**header, "id": identity}), segments)
+            with anyio.fail_after(EXCHANGE_TIMEOUT):
+                answer, received = await answered
+        finally:
+            self._answers.pop(identity, None)
+        if answer.error is not None:
+            if answer.error.type == "KeyError":
+                raise HandleNotFound(str(header.get("name")))
+            raise from_facts(answer.error.type, answer.error.facts)
+        return decode_value(answer.value, received)
+
+    async def close(self) -> None:
+        """End the guest; bounded whatever it does."""
+        self._closing = True
+        with anyio.CancelScope(shield=True):
+            if self.is_running:
+                self.stop("closed")
+                if self._activity is not None:
+                    with anyio.move_on_after(GRACE + KILL_TIMEOUT):
+                        await self._activity.wait_over()
+            if self._process.status is None:
+                try:
+                    self._channel.send(messages.encode({"t": "close"}))
+                except WireError:
+                    self._process.kill()
+                with anyio.move_on_after(CLOSE_TIMEOUT):
+                    await self._process.wait()
+            await self.kill()
+
+    async def kill(self) -> None:
+        """End the guest at once, and wait until it is reaped."""
+        self._closing = True
+        with anyio.CancelScope(shield=True):
+            if self._process.status is None:
+                self._process.kill()
+                with anyio.move_on_after(KILL_TIMEOUT):
+                    await self._process.wait()
+
+
+_text_encoder = msgspec.json.Encoder()
+
+
+def _encode_text(header: dict[str, Any]) -> bytes:
+    """Encode a header that holds text of the user's: lone surrogates become escapes."""
+    try:
+        return _text_encoder.encode(header)
+    except UnicodeEncodeError:
+        import json
+
+        return json.dumps(header).encode()
+
+
+def _value(done: messages.Done, segments: Sequence[Any]) -> object:
+    if done.handle is not None:
+        return Handle(
+            name=done.handle.name,
+            type_name=done.handle.type,
+            snapshot=Snapshot(data=done.handle.snapshot),
+        )
+    return decode_value(done.value, segments)
+
+
+def _display(bundle: object) -> Display:
+    if not isinstance(bundle, dict):
+        raise ProtocolViolation("a display is not a MIME bundle")
+    data: dict[str, str | bytes] = {}
+    for kind, body in cast("dict[object, object]", bundle).items():
+        if not isinstance(kind, str) or not isinstance(body, str | bytes):
+            raise ProtocolViolation("a display is not a MIME bundle")
+        data[kind] = body
+    return Display(data=data)

@@ -1,0 +1,220 @@
+"""The worker: reads requests from its socket, evaluates, answers.
+
+Blocking I/O and no event loop of its own, so that the process can be forked between runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+
+from . import displays, errors, proxies, snapshot, values, wire
+from .evaluate import Interpreter
+from .port import HostGone, Interrupts, Port
+from .streams import Streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from .evaluate import Outcome
+
+#: How many results that cannot cross are kept for the host to ask for.
+HELD_RESULTS = 16
+MAX_DISPLAYS = 200
+
+
+class Worker:
+    """Serves one session's requests on the main thread."""
+
+    def __init__(self, fd: int) -> None:
+        self._streams = Streams()
+        self._interrupts = Interrupts()
+        self._port = Port(fd, self._interrupts)
+        self._held: dict[str, object] = {}
+        self._shown = 0
+        self._overlay: str | None = None
+        self._overlay_seen = 0
+
+    def serve(self) -> None:
+        header, _ = self._port.next_request()
+        self._setup(header)
+        while True:
+            header, segments = self._port.next_request()
+            if header["t"] == "run":
+                self._run(header)
+            elif header["t"] == "close":
+                return
+            else:
+                self._exchange(header, segments)
+
+    def _setup(self, header: dict[str, Any]) -> None:
+        self._port.incarnation = header["inc"]
+        self._overlay = header["overlay"]
+        sys.path.insert(0, os.getcwd())
+        if self._overlay:
+            sys.path.append(self._overlay)
+        reserved = proxies.build(self._port, header["namespaces"], lambda: self._reserved)
+        self._reserved = {**reserved, "display": self._display}
+        self._interpreter = Interpreter("__main__", self._reserved)
+        displays.hook_pyplot(lambda: self._show)
+        self._port.send({"t": "ready", "pid": os.getpid(), "python": list(sys.version_info[:3])})
+
+    # -- runs
+
+    def _run(self, header: dict[str, Any]) -> None:
+        run_id = self._port.run_id = header["run"]
+        self._shown = 0
+        self._refresh_imports()
+        self._streams.reopen()
+        segments: list[wire.Buffer] = []
+        done: dict[str, Any]
+        try:
+            self._interrupts.begin_run()
+            try:
+                outcome = self._interpreter.run(header["code"], run_id)
+                done = self._describe(outcome, run_id, segments)
+            finally:
+                self._interrupts.end_run()
+        except KeyboardInterrupt:
+            # a second one, while the first or the value was being described
+            self._interrupts.end_run()
+            segments.clear()
+            done = {"failure": _failure("KeyboardInterrupt", "interrupted"), "notes": []}
+        self._streams.flush()
+        try:
+            self._port.send({"t": "done", "run": run_id, **done}, segments)
+        except (wire.WireError, OSError, MemoryError) as error:
+            failure = _failure(type(error).__name__, f"the result could not be sent: {error}")
+            self._port.send({"t": "done", "run": run_id, "failure": failure, "notes": []})
+
+    def _describe(
+        self, outcome: Outcome, run_id: int, segments: list[wire.Buffer]
+    ) -> dict[str, Any]:
+        done: dict[str, Any] = {"notes": outcome.notes}
+        if outcome.failure is not None:
+            done["failure"] = outcome.failure
+        elif outcome.value is not None:
+            try:
+                done["value"] = values.encode(outcome.value, segments)
+            except errors.ValueNotPortable:
+                segments.clear()
+                done["handle"] = self._hold(outcome.value, run_id)
+                bundle = displays.mime_bundle(outcome.value)
+                if bundle is not None and set(bundle) - {"text/plain"}:
+                    self._show(bundle)
+        for bundle in displays.collect_figures():
+            self._show(bundle)
+        return done
+
+    def _hold(self, value: object, run_id: int) -> dict[str, Any]:
+        """Keep a value that cannot cross; give its name and description."""
+        name = f"_{run_id}"
+        self._held[name] = value
+        while len(self._held) > HELD_RESULTS:
+            del self._held[next(iter(self._held))]
+        kind = type(value)
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        return {
+            "name": name,
+            "type": f"{module}{kind.__qualname__}",
+            "snapshot": snapshot.snapshot(value),
+        }
+
+    def _display(self, *objects: object) -> None:
+        """Show objects richly: figures, images, HTML, or their text."""
+        for object in objects:
+            self._show(displays.display_bundle(object))
+
+    def _show(self, bundle: Mapping[str, object]) -> None:
+        self._shown += 1
+        if self._shown > MAX_DISPLAYS:
+            if self._shown == MAX_DISPLAYS + 1:
+                print(f"[more than {MAX_DISPLAYS} displays: the others are left out]")
+            return
+        segments: list[wire.Buffer] = []
+        tree = values.encode(dict(bundle), segments)
+        self._port.send({"t": "display", "run": self._port.run_id, "data": tree}, segments)
+
+    def _refresh_imports(self) -> None:
+        """See packages that were installed between two runs."""
+        if self._overlay is None:
+            return
+        try:
+            changed = os.stat(self._overlay).st_mtime_ns
+        except OSError:
+            return
+        if changed != self._overlay_seen:
+            import importlib
+
+            self._overlay_seen = changed
+            importlib.invalidate_caches()
+
+    # -- between runs
+
+    def _exchange(self, header: dict[str, Any], segments: list[wire.Buffer]) -> None:
+        answer: dict[str, Any] = {"t": "answer", "id": header["id"]}
+        out: list[wire.Buffer] = []
+        try:
+            kind = header["t"]
+            if kind == "reset":
+                self._interpreter.reset()
+                self._held.clear()
+            elif kind == "bind":
+                self._interpreter.globals[header["name"]] = values.decode(header["value"], segments)
+            elif kind == "fetch":
+                answer["value"] = values.encode(self._find(header["name"]), out)
+            elif kind == "release":
+                self._held.pop(header["name"], None)
+            else:
+                raise errors.InvalidCall("exchange", f"this worker does not know {kind!r}")
+        except errors.CodeModeError as error:
+            out.clear()
+            answer["error"] = {"type": type(error).__name__, "facts": errors.to_facts(error)}
+        except KeyError as error:
+            answer["error"] = {"type": "KeyError", "facts": {"name": str(error.args[0])}}
+        except Exception as error:  # user types (__del__, __hash__) run here: the worker goes on
+            out.clear()
+            reason = f"{type(error).__name__}: {error}"
+            answer["error"] = {
+                "type": "CallFailed",
+                "facts": {"target": header["t"], "reason": reason},
+            }
+        self._port.send(answer, out)
+
+    def _find(self, name: str) -> object:
+        if name in self._held:
+            return self._held[name]
+        return self._interpreter.globals[name]
+
+
+def _failure(kind: str, message: str) -> dict[str, Any]:
+    return {"type": kind, "message": message, "traceback": "", "lineno": None}
+
+
+def _die_with(lifeline: int) -> None:
+    """Have the kernel kill this process group when the host's end of a pipe closes.
+
+    A host that is killed with -9 can tell nobody, and a cell that loops reads no socket. The pipe
+    signals its owner when the other end closes (`man 2 fcntl`: F_SETOWN, F_SETSIG), whatever the
+    process is doing; nothing is ever written to it.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, 10, signal.SIGKILL)  # F_SETSIG
+    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
+
+
+def main(fd: int, lifeline: int) -> None:
+    """Serve the session at the other end of the socket `fd` until it closes."""
+    sys.argv = [""]
+    if sys.platform == "linux":
+        _die_with(lifeline)
+    try:
+        Worker(fd).serve()
+    except HostGone:
+        # threads and atexit handlers of user code must not keep a worker alive that nobody uses
+        os._exit(0)

@@ -1,0 +1,270 @@
+"""The worker's end of the socket, and which signals may cut in.
+
+One thread at a time reads (the leader) and hands each frame to whoever waits for it: so threads of
+a cell may call tools side by side, and no thread is needed while none does.
+"""
+
+from __future__ import annotations
+
+import _socket
+import json
+import mmap
+import os
+import select
+import threading
+
+from . import errors, values, wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+else:
+    import _signal  # signal's own functions spend microseconds on enums
+
+_SIGINT = int(_signal.SIGINT)
+
+
+class HostGone(BaseException):
+    """The host closed the socket, or died."""
+
+
+class Interrupts:
+    """SIGINT reaches user code only: never the reading or writing of a frame.
+
+    While user code runs, the handler is Python's own or the user's; around frame I/O it is one
+    that remembers the signal and delivers it afterwards. Only the main thread's matter.
+    """
+
+    def __init__(self) -> None:
+        self._main = threading.get_ident()
+        self._users: Any = _signal.default_int_handler
+        self._pending = False
+        _signal.signal(_SIGINT, self._defer)
+
+    def _defer(self, signum: int, frame: object) -> None:
+        self._pending = True
+
+    def begin_run(self) -> None:
+        """From here on SIGINT interrupts; what came before is forgotten."""
+        self._pending = False
+        _signal.signal(_SIGINT, self._users if callable(self._users) else _signal.SIG_IGN)
+
+    def end_run(self) -> None:
+        """From here on SIGINT is ignored; a handler the user installed is kept for the next run."""
+        while True:
+            try:
+                self._users = _signal.signal(_SIGINT, self._defer)
+                return
+            except KeyboardInterrupt:
+                continue  # it came just before the swap: the run is over anyway
+
+    def hold(self) -> Any:
+        """Defer SIGINT; give what `release` needs."""
+        if threading.get_ident() != self._main:
+            return None
+        return _signal.signal(_SIGINT, self._defer)
+
+    def release(self, held: Any) -> None:
+        """Let SIGINT through again; deliver one that came meanwhile."""
+        if threading.get_ident() != self._main:
+            return
+        _signal.signal(_SIGINT, held)
+        if self._pending and held != self._defer:
+            self._pending = False
+            if callable(held):
+                held(_SIGINT, None)
+
+
+class Port:
+    """The worker's end of the socket."""
+
+    def __init__(self, fd: int, interrupts: Interrupts) -> None:
+        self._socket = _socket.socket(fileno=fd)
+        self._socket.setblocking(True)
+        self._pid = os.getpid()
+        self._interrupts = interrupts
+        self._reader = wire.FrameReader(mmap.ACCESS_COPY)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._turn = threading.Condition()
+        self._leading = False
+        self._send_lock = threading.Lock()
+        self._requests: list[tuple[dict[str, Any], list[wire.Buffer]]] = []
+        self._replies: dict[int, Any] = {}
+        self._next_id = 0
+        self.incarnation = 0
+        self.run_id = 0
+
+    # -- sending
+
+    def send(self, header: dict[str, Any], segments: Sequence[wire.Buffer] = ()) -> None:
+        """Send one frame whole; blocks while the host does not read."""
+        if os.getpid() != self._pid:
+            raise errors.InvalidCall(
+                "the session", "only its own process can reach the host, not a forked child"
+            )
+        header["inc"] = self.incarnation
+        text = json.dumps(header, separators=(",", ":")).encode()
+        buffers, fds = wire.pack(text, segments)
+        held = self._interrupts.hold()
+        try:
+            with self._send_lock:
+                passing: Sequence[int] = fds
+                while buffers:
+                    buffers = wire.advance(buffers, wire.send_some(self._socket, buffers, passing))
+                    passing = ()
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise HostGone from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+            self._interrupts.release(held)
+
+    # -- receiving
+
+    def next_request(self) -> tuple[dict[str, Any], list[wire.Buffer]]:
+        """Block for the host's next request."""
+        self._wait(lambda: bool(self._requests))
+        return self._requests.pop(0)
+
+    def _wait(self, ready: Any) -> None:
+        """Read frames, or let another thread read them, until `ready()`."""
+        while True:
+            with self._turn:
+                while not ready() and self._leading:
+                    self._turn.wait()
+                if ready():
+                    return
+                self._leading = True
+            try:
+                while not ready():
+                    self._poll.poll()  # the one place where waiting can be interrupted
+                    self._read()
+            finally:
+                with self._turn:
+                    self._leading = False
+                    self._turn.notify_all()
+
+    def _read(self) -> None:
+        held = self._interrupts.hold()
+        try:
+            try:
+                data, fds = wire.receive(self._socket)
+            except ConnectionResetError as error:
+                raise HostGone from error
+            if not data:
+                raise HostGone
+            for frame in self._reader.feed(data, fds):
+                self._dispatch(json.loads(frame.header), frame.segments)
+        finally:
+            self._interrupts.release(held)
+
+    def _dispatch(self, header: dict[str, Any], segments: list[wire.Buffer]) -> None:
+        if header["t"] != "reply":
+            self._requests.append((header, segments))
+            return
+        waiting = self._replies.get(header["id"])
+        if waiting is None:
+            return  # its caller was interrupted
+        if isinstance(waiting, _AsyncReply):
+            del self._replies[header["id"]]
+            waiting.resolve(header, segments)
+        else:
+            self._replies[header["id"]] = (header, segments)
+
+    # -- calls
+
+    def _send_call(
+        self,
+        namespace: str,
+        method: str,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        slot: Any,
+    ) -> int:
+        segments: list[wire.Buffer] = []
+        header: dict[str, Any] = {
+            "t": "call",
+            "run": self.run_id,
+            "ns": namespace,
+            "method": method,
+            "args": values.encode(tuple(args), segments),
+            "kwargs": values.encode(dict(kwargs), segments),
+        }
+        with self._turn:
+            self._next_id += 1
+            identity = header["id"] = self._next_id
+            self._replies[identity] = slot
+        self.send(header, segments)
+        return identity
+
+    def call(
+        self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> object:
+        """Ask the host and block for its answer; raises what the host raised."""
+        identity = self._send_call(namespace, method, args, kwargs, False)
+        try:
+            self._wait(lambda: self._replies[identity] is not False)
+            header, segments = self._replies[identity]
+        finally:
+            self._replies.pop(identity, None)
+        return _result(namespace, header, segments)
+
+    async def call_async(
+        self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> object:
+        """The same on the running event loop, which reads the socket while calls are open."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        slot = _AsyncReply(loop)
+        identity = self._send_call(namespace, method, args, kwargs, slot)
+        loop.add_reader(self._socket.fileno(), self._read_if_ready)
+        try:
+            header, segments = await slot.future
+        finally:
+            self._replies.pop(identity, None)
+            if not any(isinstance(other, _AsyncReply) for other in self._replies.values()):
+                loop.remove_reader(self._socket.fileno())
+        return _result(namespace, header, segments)
+
+    def _read_if_ready(self) -> None:
+        with self._turn:
+            if self._leading:
+                return  # a thread reads already, and will resolve our futures
+            self._leading = True
+        try:
+            if self._poll.poll(0):
+                self._read()
+        finally:
+            with self._turn:
+                self._leading = False
+                self._turn.notify_all()
+
+
+class _AsyncReply:
+    """A reply awaited on an event loop."""
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+        self.future = loop.create_future()
+
+    def resolve(self, header: dict[str, Any], segments: list[wire.Buffer]) -> None:
+        def deliver() -> None:
+            if not self.future.done():
+                self.future.set_result((header, segments))
+
+        self._loop.call_soon_threadsafe(deliver)
+
+
+def _result(namespace: str, header: dict[str, Any], segments: list[wire.Buffer]) -> object:
+    error = header.get("error")
+    if error is not None:
+        raise errors.from_facts(error["type"], error["facts"])
+    if namespace == "deps":
+        import importlib
+
+        importlib.invalidate_caches()  # a package may just have been installed
+    return values.decode(header.get("value"), segments)

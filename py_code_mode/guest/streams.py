@@ -1,0 +1,69 @@
+"""Standard input, output and error of a worker."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class NoInput(io.TextIOWrapper):
+    """Standard input of a session: there is nobody to type."""
+
+    def readline(self, size: int = -1, /) -> str:
+        raise EOFError("input() is not available in a session: pass the value in the code instead")
+
+    def close(self) -> None:
+        """Stay open: ``exit()`` closes standard input."""
+
+
+def _stream(fd: int) -> io.TextIOWrapper:
+    # closefd=False: a cell that closes sys.stdout must not close the descriptor for good
+    return io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(fd, "w", closefd=False), 1 << 16),
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+
+
+class Streams:
+    """Puts our streams in place, and brings everything written so far to the descriptors."""
+
+    def __init__(self) -> None:
+        sys.stdin = sys.__stdin__ = NoInput(io.BufferedReader(io.FileIO(0, "r", closefd=False)))
+        sys.stdout = sys.__stdout__ = _stream(1)
+        sys.stderr = sys.__stderr__ = _stream(2)
+        self._modules_at_start = len(sys.modules)
+        self._flush_c: Callable[[None], object] | None = None
+        self._has_c = True
+
+    def reopen(self) -> None:
+        """Replace streams that a cell closed."""
+        if getattr(sys.stdout, "closed", True):
+            sys.stdout = sys.__stdout__ = _stream(1)
+        if getattr(sys.stderr, "closed", True):
+            sys.stderr = sys.__stderr__ = _stream(2)
+
+    def flush(self) -> None:
+        """Flush Python's streams and the C library's."""
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            try:
+                if stream is not None:
+                    stream.flush()
+            except (OSError, ValueError, AttributeError):
+                continue  # the user's own replacement, closed or broken: nothing of ours is in it
+        # C code's printf is block-buffered by libc when it writes to a pipe. Only extension
+        # modules can have printed: as long as nothing was imported ctypes need not be, either.
+        if self._flush_c is None and self._has_c and len(sys.modules) > self._modules_at_start:
+            try:
+                import ctypes
+
+                self._flush_c = ctypes.CDLL(None).fflush
+            except (ImportError, OSError, AttributeError):
+                self._has_c = False
+        if self._flush_c is not None:
+            self._flush_c(None)

@@ -1,0 +1,246 @@
+"""Frames between host and guest: a JSON header and binary segments.
+
+Layout, little endian::
+
+    u32 header bytes | u32 number of segments | u64 size of each segment | header | inline segments
+
+The top bit of a segment's size says that it comes as a file descriptor, a sealed memfd, passed
+with the frame's first bytes (Linux, `man 7 unix`); at most `MAX_FDS` a frame. Both sides read with
+`FrameReader`, which holds no more than it was sent and checks every length before it is believed.
+"""
+
+from __future__ import annotations
+
+import _socket  # the extension itself: the socket module costs the worker's start milliseconds
+import array
+import fcntl
+import mmap
+import os
+import stat
+import struct
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Union
+
+    Buffer = Union[bytes, bytearray, memoryview]
+
+MAX_HEADER = 64 << 20
+MAX_INLINE = 128 << 20
+MAX_SEGMENTS = 4096
+MAX_FDS = 8
+#: From this size on a segment travels as a memfd; measured: the break-even with copying.
+MEMFD_THRESHOLD = 256 << 10
+RECEIVE_SIZE = 256 << 10
+
+_PREFIX = struct.Struct("<II")
+_BY_FD = 1 << 63
+_NEEDED_SEALS = 0x0002 | 0x0004 | 0x0008  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
+_HAS_MEMFD = sys.platform == "linux" and hasattr(os, "memfd_create")
+
+
+class WireError(Exception):
+    """Bytes that are not a frame, or a frame beyond the limits."""
+
+
+class Frame:
+    """One received frame: the header's JSON text and its segments."""
+
+    __slots__ = ("header", "segments")
+
+    def __init__(self, header: bytes, segments: list[Buffer]) -> None:
+        self.header = header
+        self.segments = segments
+
+
+def pack(header: bytes, segments: Sequence[Buffer] = ()) -> tuple[list[Buffer], list[int]]:
+    """Buffers to send, and the descriptors that go with them (the caller closes those).
+
+    Raises:
+        WireError: the frame is beyond the limits.
+        OSError: no memfd could be made (memory, open files).
+    """
+    if len(header) > MAX_HEADER:
+        raise WireError(f"header of {len(header)} bytes is over the limit of {MAX_HEADER}")
+    if not segments:
+        return [_PREFIX.pack(len(header), 0) + header], []
+    if len(segments) > MAX_SEGMENTS:
+        raise WireError(f"{len(segments)} segments are over the limit of {MAX_SEGMENTS}")
+    sizes: list[int] = []
+    inline: list[Buffer] = []
+    fds: list[int] = []
+    total = 0
+    try:
+        for segment in segments:
+            view = memoryview(segment).cast("B")
+            if view.nbytes >= MEMFD_THRESHOLD and len(fds) < MAX_FDS and _HAS_MEMFD:
+                fds.append(_sealed_memfd(view))
+                sizes.append(view.nbytes | _BY_FD)
+            else:
+                total += view.nbytes
+                sizes.append(view.nbytes)
+                inline.append(view)
+        if total > MAX_INLINE:
+            raise WireError(f"{total} bytes of segments are over the limit of {MAX_INLINE}")
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    head = _PREFIX.pack(len(header), len(sizes)) + struct.pack(f"<{len(sizes)}Q", *sizes) + header
+    return [head, *inline], fds
+
+
+def _sealed_memfd(view: memoryview) -> int:
+    fd = os.memfd_create("code-mode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        # write() rather than mmap: faster (no page faults), and a writable mapping forbids sealing
+        while view.nbytes:
+            view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, 1033, _NEEDED_SEALS | 0x0001)  # F_ADD_SEALS, and F_SEAL_SEAL
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def map_sealed(fd: int, size: int, access: int) -> Buffer:
+    """Map a received memfd; the descriptor stays the caller's.
+
+    The seals are checked before mapping: a file that its sender can still shrink would kill the
+    reader with SIGBUS.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise WireError("a passed descriptor is not a regular file")
+    if status.st_size != size:
+        raise WireError(f"a passed segment has {status.st_size} bytes, not {size}")
+    try:
+        seals = fcntl.fcntl(fd, 1034)  # F_GET_SEALS
+    except OSError as error:
+        raise WireError("a passed descriptor is not a memfd") from error
+    if seals & _NEEDED_SEALS != _NEEDED_SEALS:
+        raise WireError("a passed segment is not sealed")
+    if size == 0:
+        return b""
+    return memoryview(mmap.mmap(fd, size, access=access))
+
+
+class FrameReader:
+    """Turns received bytes and descriptors into frames; owns descriptors until it is closed.
+
+    `access` is how memfds are mapped: ``mmap.ACCESS_READ``, or ``mmap.ACCESS_COPY`` where the
+    reader may write to its own copy.
+    """
+
+    def __init__(self, access: int = mmap.ACCESS_READ) -> None:
+        self._access = access
+        self._buffer = bytearray()
+        self._needed = _PREFIX.size
+        self._fds: list[int] = []
+
+    def feed(self, data: Buffer, fds: Sequence[int] = ()) -> list[Frame]:
+        """Take what was received; give the frames that are now complete."""
+        if fds:
+            self._fds.extend(fds)
+        self._buffer += data
+        frames: list[Frame] = []
+        while len(self._buffer) >= self._needed:
+            frame = self._take()
+            if frame is None:
+                continue  # the length became known; more may be needed
+            frames.append(frame)
+        if len(self._fds) > MAX_FDS:
+            raise WireError("descriptors were passed that no frame speaks of")
+        return frames
+
+    def _take(self) -> Frame | None:
+        buffer = self._buffer
+        header_size, count = _PREFIX.unpack_from(buffer)
+        if header_size > MAX_HEADER:
+            raise WireError(f"header of {header_size} bytes is over the limit of {MAX_HEADER}")
+        if count > MAX_SEGMENTS:
+            raise WireError(f"{count} segments are over the limit of {MAX_SEGMENTS}")
+        start = _PREFIX.size + 8 * count
+        if len(buffer) < start:
+            self._needed = start
+            return None
+        sizes = struct.unpack_from(f"<{count}Q", buffer, _PREFIX.size) if count else ()
+        inline = sum(size for size in sizes if not size & _BY_FD)
+        if inline > MAX_INLINE:
+            raise WireError(f"{inline} bytes of segments are over the limit of {MAX_INLINE}")
+        end = start + header_size + inline
+        if len(buffer) < end:
+            self._needed = end
+            return None
+        by_fd = len([size for size in sizes if size & _BY_FD])
+        if by_fd > min(len(self._fds), MAX_FDS):
+            raise WireError(f"a frame speaks of {by_fd} descriptors; {len(self._fds)} were passed")
+        at = start + header_size
+        header = bytes(buffer[start:at])
+        segments: list[Buffer] = []
+        for size in sizes:
+            if size & _BY_FD:
+                fd = self._fds.pop(0)
+                try:
+                    segments.append(map_sealed(fd, size & ~_BY_FD, self._access))
+                finally:
+                    os.close(fd)
+            else:
+                # a bytearray, so that what is built over it can be written to
+                segments.append(buffer[at : at + size])
+                at += size
+        del buffer[:end]
+        self._needed = _PREFIX.size
+        return Frame(header, segments)
+
+    def close(self) -> None:
+        """Close descriptors that no frame has claimed."""
+        while self._fds:
+            os.close(self._fds.pop(0))
+
+
+def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
+    """One ``recvmsg``: bytes (empty at the end) and close-on-exec descriptors.
+
+    Raises:
+        BlockingIOError: nothing is there, on a non-blocking socket.
+        WireError: control data was cut off, or is not descriptors.
+    """
+    flags = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
+    space = _socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+    data, control, message_flags, _ = sock.recvmsg(RECEIVE_SIZE, space, flags)
+    fds: list[int] = []
+    if control or message_flags & _socket.MSG_CTRUNC:
+        for level, kind, body in control:
+            if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+                received = array.array("i")
+                received.frombytes(body[: len(body) - len(body) % received.itemsize])
+                fds.extend(received)
+        if not flags:
+            for fd in fds:
+                os.set_inheritable(fd, False)
+        if message_flags & _socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            raise WireError(f"more than {MAX_FDS} descriptors came at once")
+    return data, fds
+
+
+def send_some(sock: _socket.socket, buffers: Sequence[Buffer], fds: Sequence[int]) -> int:
+    """One ``sendmsg``; the number of bytes that went. Descriptors go with the first byte."""
+    if not fds:
+        return sock.sendmsg(buffers[:64])
+    rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))
+    return sock.sendmsg(buffers[:64], [rights])
+
+
+def advance(buffers: list[Buffer], sent: int) -> list[Buffer]:
+    """What is left of `buffers` after `sent` bytes went."""
+    for index, buffer in enumerate(buffers):
+        size = memoryview(buffer).nbytes
+        if sent < size:
+            return [memoryview(buffer)[sent:], *buffers[index + 1 :]]
+        sent -= size
+    return []

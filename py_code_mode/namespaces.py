@@ -1,0 +1,260 @@
+"""THE table: which names guest code finds, and which host service stands behind each.
+
+A method is written once, here: its signature and docstring are what guest code sees, its body is
+what the host does. No executor knows any of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import anyio
+
+from py_code_mode.errors import InvalidCall, InvalidName
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from py_code_mode.artifacts import Artifacts
+    from py_code_mode.deps.dependencies import Dependencies
+    from py_code_mode.execution.executor import NamespaceTable
+    from py_code_mode.tools.registry import ToolRegistry
+    from py_code_mode.workflows import WorkflowLibrary
+
+
+class Service:
+    """What stands behind one namespace: its public coroutine methods.
+
+    `hidden` methods can be called by the guest's proxies and are not shown to people; `errors` are
+    the classes (of `py_code_mode.guest.errors`) that become attributes of the namespace.
+    """
+
+    hidden: ClassVar[frozenset[str]] = frozenset()
+    errors: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self) -> None:
+        self.methods: dict[str, tuple[Callable[..., Awaitable[Any]], inspect.Signature]] = {}
+        for name, _ in _public(type(self)):
+            method = getattr(self, name)
+            self.methods[name] = method, inspect.signature(method)
+
+
+def _public(service: type[Service]) -> list[tuple[str, Callable[..., Any]]]:
+    return [
+        (name, method)
+        for name, method in inspect.getmembers(service, inspect.iscoroutinefunction)
+        if not name.startswith("_")
+    ]
+
+
+class Tools(Service):
+    """Functions and programs of the host: tools.<name>(...), tools.<name>.<recipe>(...)."""
+
+    hidden = frozenset({"call", "names", "recipes"})
+    errors = ("ToolArgumentError", "ToolError", "ToolFailed", "ToolNotFound", "ToolTimeout")
+
+    def __init__(self, registry: ToolRegistry) -> None:
+        super().__init__()
+        self._registry = registry
+        # the registry's own call: nothing is added on the way of the most frequent call
+        self.methods["call"] = registry.call, inspect.signature(registry.call)
+
+    async def list(self) -> list[dict[str, Any]]:
+        """All tools: name, description, tags, parameters, recipes."""
+        return [dict(entry) for entry in await self._registry.list()]
+
+    async def search(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
+        """The tools that fit the words of a query, best first."""
+        return [dict(entry) for entry in await self._registry.search(query, limit)]
+
+    async def names(self) -> list[str]:
+        return await self._registry.names()
+
+    async def recipes(self, tool: str) -> list[dict[str, Any]]:
+        entry = await self._registry.describe(tool)
+        return cast("list[dict[str, Any]]", entry["recipes"])
+
+
+class Workflows(Service):
+    """Stored recipes of code: workflows.<name>(...) runs one, workflows.create(...) keeps one."""
+
+    hidden = frozenset({"source"})
+    errors = ("InvalidWorkflow", "WorkflowError", "WorkflowNotFound")
+
+    def __init__(self, library: WorkflowLibrary) -> None:
+        super().__init__()
+        self._library = library
+
+    async def list(self) -> list[dict[str, Any]]:
+        """All workflows: name, description, parameters."""
+        return await anyio.to_thread.run_sync(self._library.list)
+
+    async def search(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
+        """The workflows that fit the words of a query, best first."""
+        return await anyio.to_thread.run_sync(self._library.search, query, limit)
+
+    async def get(self, name: str) -> dict[str, Any] | None:
+        """One workflow with its source, or None."""
+        return await anyio.to_thread.run_sync(self._library.get, name)
+
+    async def create(self, name: str, source: str, description: str) -> dict[str, Any]:
+        """Keep `source`, which defines ``run(...)`` or ``async run(...)``, for this and later."""
+        return await anyio.to_thread.run_sync(self._library.create, name, source, description)
+
+    async def delete(self, name: str) -> bool:
+        """Remove a workflow; False if there is none."""
+        return await anyio.to_thread.run_sync(self._library.delete, name)
+
+    async def source(self, name: str) -> str:
+        return (await anyio.to_thread.run_sync(self._library.load, name)).source
+
+
+class ArtifactFiles(Service):
+    """Data that outlives the session: artifacts.save(name, data), artifacts.load(name)."""
+
+    errors = ("ArtifactError", "ArtifactNotFound", "InvalidArtifact")
+
+    def __init__(self, artifacts: Artifacts) -> None:
+        super().__init__()
+        self._artifacts = artifacts
+
+    async def list(self) -> list[dict[str, Any]]:
+        """All artifacts: name, path, description, metadata, created_at, and more."""
+        return await anyio.to_thread.run_sync(self._artifacts.list)
+
+    async def save(
+        self,
+        name: str,
+        data: Any,
+        description: str = "",
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Store JSON values, text, bytes, a DataFrame, an array or a display; replaces."""
+        return await anyio.to_thread.run_sync(
+            self._artifacts.save, name, data, description, metadata
+        )
+
+    async def load(self, name: str) -> Any:
+        """What was stored, of the same type."""
+        return await anyio.to_thread.run_sync(self._artifacts.load, name)
+
+    async def delete(self, name: str) -> None:
+        """Remove an artifact."""
+        await anyio.to_thread.run_sync(self._artifacts.delete, name)
+
+    async def exists(self, name: str) -> bool:
+        """Whether there is an artifact of this name."""
+        return await anyio.to_thread.run_sync(self._artifacts.exists, name)
+
+
+class Deps(Service):
+    """Packages of this session: deps.add("httpx>=0.27") installs one."""
+
+    errors = ("DependencyError", "InvalidRequirement", "RuntimeDepsDisabled")
+
+    def __init__(self, dependencies: Dependencies) -> None:
+        super().__init__()
+        self._dependencies = dependencies
+
+    async def list(self) -> list[str]:
+        """The configured requirements."""
+        return await self._dependencies.list()
+
+    async def add(self, package: str) -> dict[str, Any]:
+        """Install a package, importable at once: keys installed, already_present, failed."""
+        return await self._dependencies.add(package)
+
+    async def remove(self, package: str) -> dict[str, Any]:
+        """Forget a package: keys removed, not_found, failed, removed_from_config."""
+        return await self._dependencies.remove(package)
+
+    async def sync(self) -> dict[str, Any]:
+        """Install all configured requirements: keys installed, already_present, failed."""
+        return await self._dependencies.sync()
+
+
+_SERVICES: Mapping[str, type[Service]] = {
+    "tools": Tools,
+    "workflows": Workflows,
+    "artifacts": ArtifactFiles,
+    "deps": Deps,
+}
+#: Names that guest code finds besides the namespaces.
+RESERVED = frozenset({"display"})
+
+
+class Namespaces:
+    """All namespaces of one session: what the guest is told, and how its calls are answered."""
+
+    def __init__(
+        self,
+        *,
+        tools: ToolRegistry,
+        workflows: WorkflowLibrary,
+        artifacts: Artifacts,
+        deps: Dependencies,
+    ) -> None:
+        self.tools = Tools(tools)
+        self.workflows = Workflows(workflows)
+        self.artifacts = ArtifactFiles(artifacts)
+        self.deps = Deps(deps)
+        self.dependencies = deps
+        self._services: Mapping[str, Service] = {
+            "tools": self.tools,
+            "workflows": self.workflows,
+            "artifacts": self.artifacts,
+            "deps": self.deps,
+        }
+
+    @staticmethod
+    def describe() -> NamespaceTable:
+        """What the guest builds its proxies from: known before any service is."""
+        return _table()
+
+    def check_free(self, name: str) -> None:
+        """Raise `InvalidName` where a variable of this name would hide a namespace."""
+        if not name.isidentifier() or name in self._services or name in RESERVED:
+            raise InvalidName(name, "a variable", "it is not an identifier, or it is taken")
+
+    async def call(
+        self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> object:
+        """Answer a call of the guest.
+
+        Raises:
+            InvalidCall: there is no such method, or the arguments do not fit it.
+            CodeModeError: what the service raised.
+        """
+        service = self._services.get(namespace)
+        found = service.methods.get(method) if service is not None else None
+        if found is None:
+            raise InvalidCall(f"{namespace}.{method}", "there is no such method")
+        function, signature = found
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            reason = f"{error}; its signature is {method}{_shown(signature)}"
+            raise InvalidCall(f"{namespace}.{method}", reason) from None
+        return await function(*bound.args, **bound.kwargs)
+
+
+@cache
+def _table() -> NamespaceTable:
+    return {name: _describe(service) for name, service in _SERVICES.items()}
+
+
+def _describe(service: type[Service]) -> dict[str, Any]:
+    shown: list[dict[str, str]] = []
+    for name, method in _public(service):
+        if name not in service.hidden:
+            signature = inspect.signature(method)
+            parameters = list(signature.parameters.values())[1:]
+            text = _shown(signature.replace(parameters=parameters))
+            shown.append({"name": name, "signature": text, "doc": inspect.getdoc(method) or ""})
+    return {"doc": inspect.getdoc(service) or "", "methods": shown, "errors": list(service.errors)}
+
+
+def _shown(signature: inspect.Signature) -> str:
+    return str(signature).replace("'", "")

@@ -1,0 +1,642 @@
+"""A session: one stateful interpreter with its namespaces and storage.
+
+`Session` composes the parts and owns their order: what may overlap, what queues, and what is left
+when a caller goes away.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import uuid
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
+
+import anyio
+from anyio.abc import AsyncResource
+
+from py_code_mode.errors import EnvironmentFailed, ReentrantRun, SessionClosed
+from py_code_mode.execution.executor import (
+    Bind,
+    Capability,
+    Executor,
+    Fetch,
+    OnEvent,
+    RunOutcome,
+    RunRequest,
+    Setup,
+)
+from py_code_mode.results import ExecutionResult, Handle, State, shorten
+from py_code_mode.storage import FileStorage, StorageBackend
+from py_code_mode.workspace import read_config
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from py_code_mode.namespaces import Namespaces
+    from py_code_mode.tools.registry import ToolRegistry
+
+_Phase: TypeAlias = Literal["not started", "starting", "open", "closed"]
+
+#: The runs that the current task serves a call of: (session id, run id).
+_serving: ContextVar[frozenset[tuple[str, int]]] = ContextVar("serving", default=frozenset())
+
+
+class _Default(float):
+    """A default that can be told from the same number passed by a caller."""
+
+
+_IN_PROCESS_TIMEOUT = _Default(30.0)
+_SUBPROCESS_TIMEOUT = _Default(60.0)
+
+
+class Session(AsyncResource):
+    """Runs Python in an interpreter that keeps its state, with the storage's tools as functions.
+
+    Use it with ``async with``, or call `start` and `close`. Runs queue in order; a session may be
+    used from many tasks.
+
+    Args:
+        storage: where tools, workflows, artifacts and requirements are.
+        executor: where code runs; None means in this process, with no isolation at all.
+        sync_deps_on_start: install the configured requirements at the start.
+        workdir: the guest's current directory; None means a private one, removed at the close.
+    """
+
+    def __init__(
+        self,
+        storage: StorageBackend,
+        executor: Executor | None = None,
+        sync_deps_on_start: bool = False,
+        *,
+        workdir: str | Path | None = None,
+    ) -> None:
+        if executor is None:
+            from py_code_mode.execution.in_process import InProcessExecutor
+
+            executor = InProcessExecutor()
+        self._storage = storage
+        self._executor = executor
+        self._sync_deps_on_start = sync_deps_on_start
+        self._given_workdir = Path(workdir).expanduser() if workdir is not None else None
+        self._id = str(uuid.uuid4())
+        self._phase: _Phase = "not started"
+        self._started = anyio.Event()
+        self._turn = anyio.Lock(fast_acquire=True)
+        self._folder: Path | None = None
+        self._registry: ToolRegistry | None = None
+        self._namespaces: Namespaces | None = None
+        self._runs = 0
+        self._running: int | None = None
+
+    # -- making one
+
+    @classmethod
+    def from_base(
+        cls,
+        base: str | Path,
+        *,
+        timeout: float | None = _IN_PROCESS_TIMEOUT,
+        extra_deps: tuple[str, ...] | None = None,
+        allow_runtime_deps: bool = True,
+        sync_deps_on_start: bool = False,
+    ) -> Session:
+        """A session for a workspace folder; its ``config.yaml`` may choose the executor.
+
+        Args:
+            base: the folder with tools/, workflows/, artifacts/ and requirements.txt; what is
+                missing is empty.
+            timeout: seconds a run may take; None means no limit.
+            extra_deps: packages beyond requirements.txt.
+            allow_runtime_deps: whether ``deps.add`` and ``deps.remove`` work.
+            sync_deps_on_start: install the configured packages when the session starts.
+
+        Raises:
+            ConfigError: ``config.yaml`` does not hold.
+            ExecutorNotFound: it names an executor that is not installed.
+        """
+        return cls._for_workspace(
+            base,
+            None,
+            timeout,
+            sync_deps_on_start,
+            extra_deps=extra_deps,
+            allow_runtime_deps=allow_runtime_deps,
+        )
+
+    @classmethod
+    def subprocess(
+        cls,
+        base_path: str | Path,
+        *,
+        timeout: float | None = _SUBPROCESS_TIMEOUT,
+        extra_deps: tuple[str, ...] | None = None,
+        allow_runtime_deps: bool = True,
+        sync_deps_on_start: bool = False,
+        python_version: str | None = None,
+        cache_venv: bool = True,
+    ) -> Session:
+        """A session for a workspace folder, in a worker process with an environment of its own.
+
+        See `from_base` for the other arguments.
+
+        Args:
+            base_path: the workspace folder.
+            python_version: such as ``"3.13"``; None means the version that runs this.
+            cache_venv: share one immutable environment; else a private one is made and removed.
+        """
+        return cls._for_workspace(
+            base_path,
+            "subprocess",
+            timeout,
+            sync_deps_on_start,
+            extra_deps=extra_deps,
+            allow_runtime_deps=allow_runtime_deps,
+            python_version=python_version,
+            cache_venv=cache_venv,
+        )
+
+    @classmethod
+    def inprocess(
+        cls,
+        base_path: str | Path,
+        *,
+        timeout: float | None = _IN_PROCESS_TIMEOUT,
+        extra_deps: tuple[str, ...] | None = None,
+        allow_runtime_deps: bool = True,
+        sync_deps_on_start: bool = False,
+    ) -> Session:
+        """A session for a workspace folder, in this process: fastest, no isolation.
+
+        See `from_base` for the arguments.
+        """
+        return cls._for_workspace(
+            base_path,
+            "in_process",
+            timeout,
+            sync_deps_on_start,
+            extra_deps=extra_deps,
+            allow_runtime_deps=allow_runtime_deps,
+        )
+
+    @classmethod
+    def _for_workspace(
+        cls,
+        base: str | Path,
+        executor: str | None,
+        timeout: float | None,
+        sync_deps_on_start: bool,
+        **options: Any,
+    ) -> Session:
+        storage = FileStorage(base)
+        said = read_config(storage.base_path)
+        name = executor or said.executor or "in_process"
+        if isinstance(timeout, _Default):
+            if said.timeout is not None:
+                timeout = None if math.isinf(said.timeout) else said.timeout
+            elif name != "in_process":
+                timeout = float(_SUBPROCESS_TIMEOUT)
+            else:
+                timeout = float(timeout)
+        options["default_timeout"] = timeout
+        return cls(storage, _make_executor(name, options), sync_deps_on_start)
+
+    # -- facts
+
+    @property
+    def id(self) -> str:
+        """Identifies the session in its record and in messages."""
+        return self._id
+
+    @property
+    def storage(self) -> StorageBackend:
+        """The storage backend."""
+        return self._storage
+
+    @property
+    def state(self) -> State:
+        """What became of the variables in the latest run, also one that was cancelled."""
+        return self._executor.state
+
+    def supports(self, capability: str) -> bool:
+        """Whether the session has a capability; after the start: whether it holds here."""
+        return capability in self._executor.capabilities
+
+    def supported_capabilities(self) -> set[str]:
+        """All capabilities of the executor: before the start what it offers, then what holds."""
+        return set(self._executor.capabilities)
+
+    def __repr__(self) -> str:
+        return f"<Session {self._id} ({self._executor.name}, {self._phase})>"
+
+    # -- life
+
+    async def start(self) -> None:
+        """Prepare for runs; ``async with`` does it.
+
+        Cancelled or failed, nothing is left behind, and the session is closed.
+
+        Raises:
+            SessionClosed: the session was closed, before or meanwhile.
+            EnvironmentFailed: the interpreter, its packages or the requirements cannot be had.
+        """
+        if self._phase == "starting":
+            await self._started.wait()
+        if self._phase == "open":
+            return
+        if self._phase == "closed":
+            raise SessionClosed(self._id, self._phase)
+        self._phase = "starting"
+        self._started = anyio.Event()
+        try:
+            await self._start()
+            # close() may have come meanwhile
+            if cast("_Phase", self._phase) == "closed":
+                raise SessionClosed(self._id, "closed")
+            self._phase = "open"
+        except BaseException:
+            self._phase = "closed"
+            with anyio.CancelScope(shield=True):
+                await self._executor.close()
+                await self._remove_folder()
+            raise
+        finally:
+            self._started.set()
+
+    async def _start(self) -> None:
+        from py_code_mode.deps.dependencies import Dependencies
+        from py_code_mode.environments.overlay import Overlay
+        from py_code_mode.namespaces import Namespaces
+
+        config = self._executor.config
+        registry = self._tools()
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="code-mode-"))
+        workdir = self._given_workdir or folder / "work"
+        workdir.mkdir(exist_ok=True, parents=True)
+        overlay_folder = folder / "packages"
+        overlay_folder.mkdir()
+        setup = Setup(
+            session_id=self._id,
+            namespaces=Namespaces.describe(),
+            workdir=workdir,
+            overlay=overlay_folder,
+        )
+        await self._executor.start(setup, self._answer)
+        dependencies = Dependencies(
+            self._storage.get_deps_store(),
+            Overlay(overlay_folder, self._executor.environment),
+            extra=config.extra_deps or (),
+            allow_runtime=config.allow_runtime_deps,
+        )
+        self._namespaces = Namespaces(
+            tools=registry,
+            workflows=self._storage.get_workflow_library(),
+            artifacts=self._storage.get_artifact_store(),
+            deps=dependencies,
+        )
+        if self._sync_deps_on_start:
+            report = await dependencies.sync()
+            if report["failed"]:
+                reasons = "; ".join(report["errors"].values())
+                raise EnvironmentFailed("the configured requirements", reasons)
+
+    async def close(self) -> None:
+        """End the guest and remove what the session made; a run that is going on is interrupted.
+
+        Idempotent; bounded, whatever the guest does. Cancelled, it finishes first.
+        """
+        before, self._phase = self._phase, "closed"
+        with anyio.CancelScope(shield=True):
+            await self._executor.close()
+            if before == "starting":
+                await self._started.wait()
+            await self._remove_folder()
+
+    async def aclose(self) -> None:
+        """The same as `close`."""
+        await self.close()
+
+    async def _remove_folder(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            await anyio.to_thread.run_sync(shutil.rmtree, folder, True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    # -- running code
+
+    async def run(
+        self, code: str, timeout: float | None = None, on_output: OnEvent | None = None
+    ) -> ExecutionResult:
+        """Execute Python code and return its result; what the code does wrong is in the result.
+
+        Cancelled, the code is interrupted first; the session stays usable and `state` tells what
+        became of the variables.
+
+        Args:
+            code: one or more statements; the value of a last expression is the result's value.
+            timeout: seconds from the start of execution; None means the session's default,
+                `math.inf` no limit. Waiting for earlier runs does not count.
+            on_output: called with each `Output`, `Shown` and `Called` as it happens; may be a
+                coroutine function. While it is slow the code waits; if it raises, the run is
+                interrupted and the error raised from here.
+
+        Raises:
+            SessionClosed: the session is not open.
+            ReentrantRun: called by a tool that a run of this session is waiting for.
+            ValueError: the timeout is not above zero.
+        """
+        _check_code(code)
+        limit = self._limit(timeout)
+        self._check_not_serving()
+        async with self._turn:
+            self._check_open()
+            self._runs += 1
+            self._running = self._runs
+            request = RunRequest(run_id=self._runs, code=code, timeout=limit)
+            try:
+                outcome = await self._executor.run(request, on_output)
+            finally:
+                self._running = None
+            return _result(outcome, request.run_id)
+
+    def _limit(self, timeout: float | None) -> float | None:
+        if timeout is None:
+            timeout = self._executor.config.default_timeout
+            if timeout is None:
+                return None
+        if not isinstance(timeout, int | float) or isinstance(timeout, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"timeout must be seconds, not {type(timeout).__name__}")
+        if math.isnan(timeout) or timeout <= 0:
+            raise ValueError(f"timeout must be above 0 seconds (math.inf: no limit), not {timeout}")
+        return None if math.isinf(timeout) else float(timeout)
+
+    def _check_open(self) -> None:
+        if self._phase != "open":
+            raise SessionClosed(self._id, self._phase)
+
+    def _check_not_serving(self) -> None:
+        if self._running is not None and (self._id, self._running) in _serving.get():
+            raise ReentrantRun(self._id)
+
+    async def interrupt(self) -> bool:
+        """Interrupt the run that is going on; its variables are kept where the executor can.
+
+        Returns:
+            False where no run is going on.
+        """
+        self._check_open()
+        return await self._executor.interrupt()
+
+    async def reset(self) -> None:
+        """Clear user-defined variables, keep the namespaces; waits for a run that is going on."""
+        async with self._exclusive():
+            await self._executor.reset()
+            await self._open_namespaces().dependencies.apply_removals()
+
+    @asynccontextmanager
+    async def _exclusive(self) -> AsyncGenerator[None]:
+        self._check_not_serving()
+        async with self._turn:
+            self._check_open()
+            yield
+
+    async def put(self, name: str, value: object) -> None:
+        """Make a value a variable of the guest; waits for a run that is going on.
+
+        Raises:
+            InvalidName: the name is not an identifier, or belongs to a namespace.
+            ValueNotPortable: the value would not cross unaltered.
+        """
+        self._executor.require(Capability.EXCHANGE)
+        self._open_namespaces().check_free(name)
+        async with self._exclusive():
+            await self._executor.exchange(Bind(name, value))
+
+    async def get(self, name: str | Handle) -> object:
+        """Give the value of a guest's variable, or of a `Handle`.
+
+        Raises:
+            HandleNotFound: there is none by this name.
+            ValueNotPortable: the value would not cross unaltered.
+        """
+        self._executor.require(Capability.EXCHANGE)
+        async with self._exclusive():
+            wanted = name.name if isinstance(name, Handle) else name
+            return await self._executor.exchange(Fetch(wanted))
+
+    async def _answer(
+        self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> object:
+        """The one way from the guest to the host."""
+        if self._running is not None:
+            _serving.set(_serving.get() | {(self._id, self._running)})
+        return await self._open_namespaces().call(namespace, method, args, kwargs)
+
+    def _open_namespaces(self) -> Namespaces:
+        if self._namespaces is None or self._phase == "closed":
+            raise SessionClosed(self._id, self._phase)
+        return self._namespaces
+
+    # -- tools
+
+    def _tools(self) -> ToolRegistry:
+        if self._registry is None:
+            from py_code_mode.stores import FileStore
+            from py_code_mode.tools.registry import ToolRegistry
+
+            folder = self._executor.config.tools_path
+            if folder is not None:
+                self._registry = ToolRegistry(FileStore(folder), folder=folder)
+            else:
+                base = self._storage.base_path if isinstance(self._storage, FileStorage) else None
+                self._registry = ToolRegistry(self._storage.get_tool_store(), folder=base)
+        return self._registry
+
+    def add_tool(
+        self,
+        function: Callable[..., object],
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        tags: Iterable[str] = (),
+    ) -> None:
+        """Make a Python function a tool of this session; it runs here, not in the guest.
+
+        Args:
+            function: sync (run on a worker thread) or async (run on the event loop).
+            name: under which guest code finds it; None means the function's own.
+            description: None means the first line of the docstring.
+            tags: for listings.
+
+        Raises:
+            InvalidName: the name cannot be used, or is taken.
+        """
+        self._tools().add(function, name=name, description=description, tags=tags)
+
+    async def list_tools(self) -> list[dict[str, Any]]:
+        """All tools: dicts with name, description, tags, and more."""
+        return await self._open_namespaces().tools.list()
+
+    async def search_tools(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
+        """The tools that fit the words of a query, best first."""
+        return await self._open_namespaces().tools.search(query, limit)
+
+    # -- workflows
+
+    async def list_workflows(self) -> list[dict[str, Any]]:
+        """All workflows: name, description, parameters; no source."""
+        return await self._open_namespaces().workflows.list()
+
+    async def search_workflows(self, query: str, limit: int = 5) -> list[dict[str, Any]]:
+        """The workflows that fit the words of a query, best first."""
+        return await self._open_namespaces().workflows.search(query, limit)
+
+    async def get_workflow(self, name: str) -> dict[str, Any] | None:
+        """A workflow with its source, or None."""
+        return await self._open_namespaces().workflows.get(name)
+
+    async def add_workflow(self, name: str, source: str, description: str) -> dict[str, Any]:
+        """Create and persist a workflow; `source` defines ``run(...)`` or ``async run(...)``."""
+        return await self._open_namespaces().workflows.create(name, source, description)
+
+    async def remove_workflow(self, name: str) -> bool:
+        """Remove a workflow; False if there is none."""
+        return await self._open_namespaces().workflows.delete(name)
+
+    # -- artifacts
+
+    async def list_artifacts(self) -> list[dict[str, Any]]:
+        """All artifacts: name, path, description, metadata, created_at, and more."""
+        return await self._open_namespaces().artifacts.list()
+
+    async def save_artifact(
+        self,
+        name: str,
+        data: Any,
+        description: str = "",
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Save data as an artifact, replacing one of the same name."""
+        return await self._open_namespaces().artifacts.save(name, data, description, metadata)
+
+    async def load_artifact(self, name: str) -> Any:
+        """Load an artifact's data; `ArtifactNotFound` if there is none."""
+        return await self._open_namespaces().artifacts.load(name)
+
+    async def delete_artifact(self, name: str) -> None:
+        """Delete an artifact; `ArtifactNotFound` if there is none."""
+        await self._open_namespaces().artifacts.delete(name)
+
+    # -- dependencies
+
+    async def list_deps(self) -> list[str]:
+        """The configured dependencies."""
+        return await self._open_namespaces().deps.list()
+
+    async def add_dep(self, package: str) -> dict[str, Any]:
+        """Add and install a dependency: keys installed, already_present, failed."""
+        return await self._open_namespaces().deps.add(package)
+
+    async def remove_dep(self, package: str) -> dict[str, Any]:
+        """Remove a dependency: keys removed, not_found, failed, removed_from_config."""
+        return await self._open_namespaces().deps.remove(package)
+
+    async def sync_deps(self) -> dict[str, Any]:
+        """Install all configured dependencies: keys installed, already_present, failed."""
+        return await self._open_namespaces().deps.sync()
+
+    # -- for agents
+
+    async def instructions(self, *, max_tokens: int = 1500) -> str:
+        """What a model should be told about this session, within a budget.
+
+        Args:
+            max_tokens: of four UTF-8 bytes each.
+        """
+        namespaces = self._open_namespaces()
+        lines = [_INTRODUCTION]
+        for title, entries in (
+            ("Tools", await namespaces.tools.list()),
+            ("Workflows", await namespaces.workflows.list()),
+        ):
+            if entries:
+                lines.append(f"\n{title}:")
+                lines += [_one_line(title.lower(), entry) for entry in entries]
+        return shorten("\n".join(lines), 4 * max_tokens)
+
+    def as_tool(self) -> Callable[[str], Awaitable[str]]:
+        """An async function of one text, for any agent framework.
+
+        It runs the code in this session and gives `ExecutionResult.to_text`. Its attribute
+        ``json_schema`` has name, description and parameters as most model APIs take them.
+        """
+
+        async def run_python(code: str) -> str:
+            return (await self.run(code)).to_text()
+
+        run_python.__doc__ = _TOOL_DESCRIPTION
+        schema = {
+            "name": "run_python",
+            "description": _TOOL_DESCRIPTION,
+            "parameters": {
+                "type": "object",
+                "properties": {"code": {"type": "string", "description": "Python source code"}},
+                "required": ["code"],
+                "additionalProperties": False,
+            },
+        }
+        run_python.json_schema = schema  # pyright: ignore[reportFunctionMemberAccess]
+        return run_python
+
+
+_INTRODUCTION = """\
+You can run Python in a session that keeps its variables between runs. The value of the last
+expression is returned. Available without import:
+- tools.<name>(...) calls a tool; tools.list() and tools.search(query) find them
+- workflows.<name>(...) runs a stored workflow; workflows.create(name, source, description) adds one
+- artifacts.save(name, data), artifacts.load(name), artifacts.list() keep data beyond the session
+- deps.add(package) installs a package
+- display(object) shows figures, images and HTML"""
+
+_TOOL_DESCRIPTION = """\
+Run Python code in a session that keeps its variables, and return its output and the value of the \
+last expression. The names tools, workflows, artifacts and deps are available without import."""
+
+
+def _one_line(namespace: str, entry: Mapping[str, Any]) -> str:
+    description = str(entry.get("description") or "").strip().partition("\n")[0]
+    return f"- {namespace}.{entry['name']}: {description}".rstrip(": ")
+
+
+def _check_code(code: object) -> None:
+    if not isinstance(code, str):
+        raise TypeError(f"code must be a str, not {type(code).__name__}")
+
+
+def _result(outcome: RunOutcome, run_id: int) -> ExecutionResult:
+    return ExecutionResult(
+        value=outcome.value,
+        stdout=outcome.stdout,
+        error=str(outcome.failure) if outcome.failure is not None else None,
+        stderr=outcome.stderr,
+        displays=outcome.displays,
+        state=outcome.state,
+        restored_to=outcome.restored_to,
+        failure=outcome.failure,
+        duration=outcome.duration,
+        run_id=run_id,
+        late=outcome.late,
+        notes=outcome.notes,
+    )
+
+
+def _make_executor(name: str, options: dict[str, Any]) -> Executor:
+    from py_code_mode.execution.registry import executor_class
+
+    return executor_class(name).from_options(**options)

@@ -1,0 +1,100 @@
+"""Which store stands behind which library of a workspace."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from py_code_mode.artifacts import Artifacts
+from py_code_mode.deps import Requirements
+from py_code_mode.stores import FileStore, MemoryStore, Store
+from py_code_mode.workflows import WorkflowLibrary
+
+__all__ = ["FileStorage", "MemoryStorage", "StorageBackend"]
+
+
+class StorageBackend(ABC):
+    """The libraries of one workspace; each is thread-safe, blocks, and is the same at every call.
+
+    Several sessions, and several processes, may share one.
+    """
+
+    @abstractmethod
+    def get_workflow_library(self) -> WorkflowLibrary:
+        """The workflows."""
+
+    @abstractmethod
+    def get_artifact_store(self) -> Artifacts:
+        """The artifacts."""
+
+    @abstractmethod
+    def get_deps_store(self) -> Requirements:
+        """The configured requirements."""
+
+    @abstractmethod
+    def get_tool_store(self) -> Store:
+        """The tools' definitions by file name: ``curl.yaml``, ``text.py``."""
+
+
+class FileStorage(StorageBackend):
+    """A workspace in a folder: ``tools/, workflows/, artifacts/`` and ``requirements.txt``.
+
+    A missing folder is an empty workspace; what is needed of it is made at the first write. The
+    four must not be links, and nothing outside the folder is read, written or deleted.
+
+    Args:
+        base_path: ``~`` stands for the home folder.
+    """
+
+    def __init__(self, base_path: str | Path) -> None:
+        # Absolute, so that it stays the same folder when the process changes its own.
+        self._base_path = Path(base_path).expanduser().absolute()
+        self._tools = FileStore(self._base_path, "tools")
+        self._workflows = WorkflowLibrary(FileStore(self._base_path, "workflows"))
+        self._artifacts = Artifacts(FileStore(self._base_path, "artifacts"))
+        self._deps = Requirements(FileStore(self._base_path))
+
+    @property
+    def base_path(self) -> Path:
+        """The folder, absolute; it may not exist yet."""
+        return self._base_path
+
+    def __repr__(self) -> str:
+        return f"FileStorage(base_path={str(self._base_path)!r})"
+
+    def get_workflow_library(self) -> WorkflowLibrary:
+        return self._workflows
+
+    def get_artifact_store(self) -> Artifacts:
+        return self._artifacts
+
+    def get_deps_store(self) -> Requirements:
+        return self._deps
+
+    def get_tool_store(self) -> Store:
+        return self._tools
+
+
+class MemoryStorage(StorageBackend):
+    """A workspace that lasts as long as this object."""
+
+    def __init__(self) -> None:
+        self._tools = MemoryStore()
+        self._workflows = WorkflowLibrary(MemoryStore())
+        self._artifacts = Artifacts(MemoryStore())
+        self._deps = Requirements(MemoryStore())
+
+    def __repr__(self) -> str:
+        return f"<MemoryStorage at {id(self):#x}>"
+
+    def get_workflow_library(self) -> WorkflowLibrary:
+        return self._workflows
+
+    def get_artifact_store(self) -> Artifacts:
+        return self._artifacts
+
+    def get_deps_store(self) -> Requirements:
+        return self._deps
+
+    def get_tool_store(self) -> Store:
+        return self._tools
