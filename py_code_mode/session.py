@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _Phase: TypeAlias = Literal["not started", "starting", "open", "closed"]
 
+#: Characters of code that one run may have.
+MAX_CODE = 8 << 20
 #: The runs that the current task serves a call of: (session id, run id).
 _serving: ContextVar[frozenset[tuple[str, int]]] = ContextVar("serving", default=frozenset())
 
@@ -454,8 +456,9 @@ class Session(AsyncResource):
             if folder is not None:
                 self._registry = ToolRegistry(FileStore(folder), folder=folder)
             else:
-                base = self._storage.base_path if isinstance(self._storage, FileStorage) else None
-                self._registry = ToolRegistry(self._storage.get_tool_store(), folder=base)
+                if isinstance(self._storage, FileStorage):
+                    folder = self._storage.base_path / "tools"
+                self._registry = ToolRegistry(self._storage.get_tool_store(), folder=folder)
         return self._registry
 
     def add_tool(
@@ -617,6 +620,8 @@ def _one_line(namespace: str, entry: Mapping[str, Any]) -> str:
 def _check_code(code: object) -> None:
     if not isinstance(code, str):
         raise TypeError(f"code must be a str, not {type(code).__name__}")
+    if len(code) > MAX_CODE:
+        raise ValueError(f"code has {len(code)} characters, the limit is {MAX_CODE}: use a file")
 
 
 def _result(outcome: RunOutcome, run_id: int) -> ExecutionResult:

@@ -41,6 +41,7 @@ MAX_NAME_BYTES = 150
 _CARD = ".artifact.json"
 _DATA = re.compile(r"~[0-9a-f]{16}(?:\.[A-Za-z0-9]+)?$")
 _EXTENSION = re.compile(r"(?<=.)\.[A-Za-z][A-Za-z0-9]{0,15}$")
+_TRIES = 5  # of a look at what others replace again and again
 #: Formats whose files may have any extension: the name's own is kept.
 _ANY_EXTENSION = frozenset({"text", "bytes"})
 
@@ -143,7 +144,8 @@ class Artifacts:
         Each has ``name, path, description, metadata, created_at, size, type, format``; ``path`` is
         the file to open, ``size`` counts bytes. One that cannot be loaded has ``error`` as well.
         """
-        return [self._info(name) for name in self._names() if self._exists(name)]
+        found = [self._info(name) for name in self._names()]
+        return [facts for facts in found if facts is not None]
 
     def save(
         self,
@@ -286,27 +288,15 @@ class Artifacts:
             self._cards[name] = (version, card)
         return card
 
-    def _info(self, name: str) -> _Facts:
+    def _info(self, name: str) -> _Facts | None:
         try:
-            stat = self._store.stat(name)
-            if stat is not None:
-                return {
-                    "name": name,
-                    "path": self._store.location(name),
-                    "description": "",
-                    "metadata": {},
-                    "created_at": datetime.fromtimestamp(stat.modified, UTC).isoformat(),
-                    "size": stat.size,
-                    "type": "file",
-                    "format": guess(name, b""),
-                }
-            facts = self._describe(self._card(name))
-            missing = [
-                file.name for file in self._card(name).files if not self._store.stat(file.name)
-            ]
-            if missing:
-                facts["error"] = f"its file is missing: {missing[0]}"
-            return facts
+            for _ in range(_TRIES):
+                facts = self._look(name)
+                if facts is not None:
+                    return facts
+            return self._look(name, is_last=True)
+        except NotStored:
+            return None  # deleted meanwhile
         except (InvalidArtifact, StoreError) as error:
             return {
                 "name": name,
@@ -319,6 +309,29 @@ class Artifacts:
                 "format": "",
                 "error": error.reason,
             }
+
+    def _look(self, name: str, *, is_last: bool = False) -> _Facts | None:
+        """What `list` says, or None where the artifact was replaced between two looks."""
+        stat = self._store.stat(name)
+        if stat is not None:
+            return {
+                "name": name,
+                "path": self._store.location(name),
+                "description": "",
+                "metadata": {},
+                "created_at": datetime.fromtimestamp(stat.modified, UTC).isoformat(),
+                "size": stat.size,
+                "type": "file",
+                "format": guess(name, b""),
+            }
+        card = self._card(name)
+        facts = self._describe(card)
+        missing = [file.name for file in card.files if self._store.stat(file.name) is None]
+        if missing:
+            if not is_last and self._card(name) != card:
+                return None
+            facts["error"] = f"its file is missing: {missing[0]}"
+        return facts
 
     def _describe(self, card: _Card) -> _Facts:
         return {

@@ -30,7 +30,7 @@ __all__ = ["Encoded", "Part", "decode", "encode", "guess", "is_plain"]
 _LIMIT = 2**40  # bytes; the disk is the limit
 _MAX_DEPTH = 100
 _INDENT_BELOW = 64 * 1024  # bytes of JSON that a person may want to read
-_MAX_DIGITS = 4000  # of an int in JSON: Python refuses to read more than 4300
+_LARGEST = 10**4000  # Python refuses to read an int of more than 4300 digits
 
 #: Extensions of files that are text, in any case when they come from people.
 _TEXTS = re.compile(
@@ -103,9 +103,9 @@ def encode(name: str, value: object) -> Encoded:
         if data is not None:
             return _single("npy", value, data, ".npy")
     elif type_name == "pandas.DataFrame":
-        data = _encode_frame(cast("pd.DataFrame", value))
-        if data is not None:
-            return _single("arrow", value, data, ".arrow")
+        file = _encode_frame(cast("pd.DataFrame", value))
+        if file is not None:
+            return Encoded(format="arrow", type=type_name, parts=(file,))
     return _encode_tagged(name, value)
 
 
@@ -161,7 +161,7 @@ def _is_plain(value: object, depth: int) -> bool:
     if kind is str:
         return _is_unicode(cast("str", value))
     if kind is int:
-        return abs(cast("int", value)) < 10**_MAX_DIGITS
+        return -_LARGEST < cast("int", value) < _LARGEST
     if depth > _MAX_DEPTH:
         return False
     if kind is list:
@@ -204,8 +204,8 @@ def _encode_tagged(name: str, value: object) -> Encoded:
     except ValueNotPortable as error:
         raise InvalidArtifact(
             name,
-            f"a value of type {error.type_name} cannot be stored: {error.reason}. Convert it to "
-            "JSON data, text, bytes, a DataFrame or an array first",
+            f"a value of type {error.type_name} cannot be stored: {error.reason}. What can be: "
+            "plain data, text, bytes, DataFrames, arrays, displays",
         ) from error
     files = [Part(data=bytes(segment), extension=".bin") for segment in segments]
     return Encoded(
@@ -271,7 +271,7 @@ def _decode_array(data: bytes) -> np.ndarray[Any, Any]:
     return cast("np.ndarray[Any, Any]", np.load(io.BytesIO(data), allow_pickle=False))
 
 
-def _encode_frame(frame: pd.DataFrame) -> bytes | None:
+def _encode_frame(frame: pd.DataFrame) -> Part | None:
     """An Arrow file, or None where it would not give the same frame back."""
     import pyarrow as pa
 
@@ -280,8 +280,10 @@ def _encode_frame(frame: pd.DataFrame) -> bytes | None:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        data = sink.getvalue().to_pybytes()
-        return data if _is_same_frame(frame, _decode_frame(data)) else None
+        freq = getattr(frame.index, "freqstr", None)
+        detail = {} if freq is None else {"freq": str(freq)}
+        part = Part(data=sink.getvalue().to_pybytes(), extension=".arrow", detail=detail)
+        return part if _is_same_frame(frame, _decode_frame(part)) else None
     # pyarrow raises its own errors, and TypeError, ValueError, NotImplementedError for what it
     # cannot hold; pandas adds its own when an extension type comes back. The tagged form, which
     # is tried next, names the column and what to do.
@@ -289,13 +291,17 @@ def _encode_frame(frame: pd.DataFrame) -> bytes | None:
         return None
 
 
-def _decode_frame(data: bytes) -> pd.DataFrame:
+def _decode_frame(part: Part) -> pd.DataFrame:
     import pyarrow as pa
 
-    with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+    with pa.ipc.open_file(pa.BufferReader(part.data)) as reader:
         table = reader.read_all()
     table.validate(full=True)
-    return table.to_pandas().copy()  # a copy: Arrow's own memory is read-only
+    frame = table.to_pandas().copy()  # a copy: Arrow's own memory is read-only
+    freq = part.detail.get("freq")
+    if freq is not None and hasattr(frame.index, "freq") and frame.index.freq != freq:
+        frame.index.freq = freq  # the one thing that Arrow loses of a time series
+    return frame
 
 
 _CELLS = re.compile(
@@ -390,7 +396,7 @@ def _read_array(parts: Sequence[Part], detail: Mapping[str, JsonValue]) -> objec
 
 def _read_frame(parts: Sequence[Part], detail: Mapping[str, JsonValue]) -> object:
     del detail
-    return _decode_frame(parts[0].data)
+    return _decode_frame(parts[0])
 
 
 _READERS: dict[str, Callable[[Sequence[Part], Mapping[str, JsonValue]], object]] = {

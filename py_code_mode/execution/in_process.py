@@ -201,15 +201,18 @@ class _Guest:
         self._flush_scheduled = False
         self._shown: list[Display] = []
         caller = _Caller(self)
-        reserved = proxies.build(caller, setup.namespaces, lambda: self._reserved)
-        self._reserved: Mapping[str, object] = {**reserved, "display": self._display}
-        self._module_name = f"_code_mode_session_{next(_module_numbers)}"
-        self.interpreter = Interpreter(self._module_name, self._reserved)
+        reserved = proxies.build(caller, setup.namespaces, self._load_workflow)
+        self.interpreter = Interpreter(
+            f"_code_mode_session_{next(_module_numbers)}", {**reserved, "display": self._display}
+        )
         self._requests: SimpleQueue[RunRequest | None] = SimpleQueue()
         self._thread = threading.Thread(
             target=self._serve, name=f"session {setup.session_id}", daemon=True
         )
         self._thread.start()
+
+    def _load_workflow(self, name: str, source: str) -> Callable[..., object]:
+        return self.interpreter.load_workflow(name, source)
 
     # -- on the guest's thread
 
@@ -411,7 +414,7 @@ class _Guest:
         self.is_abandoned = True
         self._raise_in_thread()
         self._requests.put(None)
-        sys.modules.pop(self._module_name, None)
+        self.interpreter.close()
         if self._activity is not None:
             self._activity.finish()
 
@@ -430,7 +433,7 @@ class _Guest:
             with anyio.move_on_after(2 * GRACE):
                 await activity.wait_over()
         self._requests.put(None)
-        sys.modules.pop(self._module_name, None)
+        self.interpreter.close()
         self._cancel_timers()
         if not self.is_abandoned:
             # it has nothing to do any more, so this is short
@@ -461,7 +464,7 @@ class _Guest:
                 result = await self._call(*target, args, kwargs)
             except CodeModeError as error:
                 answer(None, error)
-            except Exception as error:  # a border: the guest's code gets it as an exception
+            except (Exception, SystemExit) as error:  # a border: the guest gets it as an exception
                 answer(None, CallFailed(name, f"{type(error).__name__}: {error}"))
             except BaseException:
                 answer(None, CallFailed(name, "cancelled at the end of the run"))

@@ -137,7 +137,7 @@ def release() -> None:
             if isinstance(current, _Router | _NoInput):
                 setattr(sys, stream, current.original)
         if threading.Thread.start is _start_inheriting and _original_start is not None:
-            threading.Thread.start = _original_start
+            threading.Thread.start = cast("Any", _original_start)
 
 
 def bind(sink: Sink) -> None:

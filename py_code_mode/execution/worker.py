@@ -7,6 +7,8 @@ here. A cancelled caller can neither leak the process nor hang on it.
 from __future__ import annotations
 
 import asyncio
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import anyio
@@ -20,6 +22,7 @@ from py_code_mode.errors import (
     HandleNotFound,
     NoActiveRun,
     ProtocolViolation,
+    ValueNotPortable,
 )
 from py_code_mode.execution import messages
 from py_code_mode.execution.activity import (
@@ -42,6 +45,7 @@ from py_code_mode.execution.executor import (
 )
 from py_code_mode.execution.process import describe_exit
 from py_code_mode.guest.errors import GUEST_ERRORS, from_facts, to_facts
+from py_code_mode.guest.values import LIBRARIES
 from py_code_mode.guest.wire import Frame, WireError
 from py_code_mode.results import Called, Display, Failure, Handle, Late, Snapshot
 
@@ -165,8 +169,12 @@ class Worker:
             reason = f"more than {MAX_OPEN_CALLS} calls at once"
             self._reply_error(message.id, CallFailed(target, reason))
             return
-        args = decode_value(message.args, frame.segments)
-        kwargs = decode_value(message.kwargs, frame.segments)
+        try:
+            args = decode_value(message.args, frame.segments, writable=True)
+            kwargs = decode_value(message.kwargs, frame.segments, writable=True)
+        except ValueNotPortable as error:
+            self._reply_error(message.id, error)
+            return
         if not isinstance(args, tuple) or not isinstance(kwargs, dict):
             raise ProtocolViolation("a call's arguments are not a tuple and a dict")
         positional = cast("tuple[object, ...]", args)
@@ -181,7 +189,7 @@ class Worker:
                 self._channel.send(messages.encode(reply), cast("list[Buffer]", segments))
             except CodeModeError as error:
                 self._reply_error(message.id, error)
-            except Exception as error:  # a border: the guest's code gets it as an exception
+            except (Exception, SystemExit) as error:  # a border: the guest gets it as an exception
                 reason = f"{type(error).__name__}: {error}"
                 self._reply_error(message.id, CallFailed(target, reason))
             await self._channel.drain()
@@ -241,6 +249,7 @@ class Worker:
             "inc": self.incarnation,
             "namespaces": setup.namespaces,
             "overlay": str(setup.overlay) if setup.overlay else None,
+            "accepts": _held_libraries(),
         }
         self._channel.send(messages.encode(header))
         with anyio.move_on_after(START_TIMEOUT):
@@ -295,6 +304,8 @@ class Worker:
             except ProtocolViolation as error:
                 self.on_channel_end(error.reason)
                 self.death = f"was ended: {error.reason}"
+            except ValueNotPortable as error:
+                failure = Failure(type="ValueNotPortable", message=str(error))
             if done.failure is not None:
                 failure = Failure(
                     type=done.failure.type,
@@ -381,15 +392,15 @@ class Worker:
         answered = self._answers[identity] = self._loop.create_future()
         try:
             self._channel.send(messages.encode({**header, "id": identity}), segments)
-            with anyio.fail_after(EXCHANGE_TIMEOUT):
+            with anyio.move_on_after(EXCHANGE_TIMEOUT):
                 answer, received = await answered
+                return _answer(answer, received, str(header.get("name")))
         finally:
             self._answers.pop(identity, None)
-        if answer.error is not None:
-            if answer.error.type == "KeyError":
-                raise HandleNotFound(str(header.get("name")))
-            raise from_facts(answer.error.type, answer.error.facts)
-        return decode_value(answer.value, received)
+        # user code (a __del__, a __hash__) hangs in it: there is no way to go on
+        self.on_channel_end(f"it did not answer for {EXCHANGE_TIMEOUT:g} s")
+        await self.kill()
+        raise GuestDied(self.death or "did not answer")
 
     async def close(self) -> None:
         """End the guest; bounded whatever it does."""
@@ -419,6 +430,20 @@ class Worker:
                     await self._process.wait()
 
 
+def _answer(answer: messages.Answer, segments: Sequence[Any], name: str) -> object:
+    if answer.error is not None:
+        if answer.error.type == "KeyError":
+            raise HandleNotFound(name)
+        raise from_facts(answer.error.type, answer.error.facts)
+    return decode_value(answer.value, segments, writable=True)
+
+
+@cache
+def _held_libraries() -> list[str]:
+    """Libraries whose values this side can hold; none is imported for it."""
+    return sorted(name for name in LIBRARIES if find_spec(name) is not None)
+
+
 _text_encoder = msgspec.json.Encoder()
 
 
@@ -439,7 +464,7 @@ def _value(done: messages.Done, segments: Sequence[Any]) -> object:
             type_name=done.handle.type,
             snapshot=Snapshot(data=done.handle.snapshot),
         )
-    return decode_value(done.value, segments)
+    return decode_value(done.value, segments, writable=True)
 
 
 def _display(bundle: object) -> Display:

@@ -11,7 +11,7 @@ import sys
 import traceback
 from types import ModuleType
 
-from .source import FindClassSource, compile_cell, forget, remember
+from .source import FindClassSource, cell_mark, compile_cell, forget, forget_module, remember
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Interpreter:
         self._last: object = None
         sys.modules[module_name] = self.module
         self._fill()
-        FindClassSource(module_name).install()
+        FindClassSource.for_module(module_name)
+        self._mark = cell_mark(module_name)
 
     @property
     def globals(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class Interpreter:
     def run(self, source: str, run_id: int) -> Outcome:
         """Evaluate one cell. Never raises, except when it is interrupted a second time."""
         outcome = Outcome()
-        filename = f"<run {run_id}>"
+        filename = f"<run {run_id}{self._mark}"
         cell: Cell | None = None
         try:
             cell = compile_cell(
@@ -108,9 +109,9 @@ class Interpreter:
             self._remember_last(outcome.value)
         except SystemExit as error:
             if error.code not in (None, 0):
-                outcome.failure = describe(error)
+                outcome.failure = self._describe(error)
         except BaseException as error:
-            outcome.failure = describe(error)
+            outcome.failure = self._describe(error)
         # 10,000 small runs must not leave 10,000 sources behind
         if outcome.failure is None and (cell is None or not cell.defines):
             forget(filename)
@@ -125,6 +126,26 @@ class Interpreter:
                     coroutine: Any = value
                     value = await coroutine
         return value if cell.value is not None else None
+
+    def _describe(self, error: BaseException) -> dict[str, Any]:
+        failure = describe(error)
+        if self._mark != ">":
+            for part in ("message", "traceback"):
+                failure[part] = failure[part].replace(self._mark, ">")
+        return failure
+
+    def load_workflow(self, name: str, source: str) -> Callable[..., object]:
+        """Define a workflow's source in fresh globals; give its function ``run``."""
+        filename = f"<workflow {name}{self._mark}"
+        remember(filename, source)
+        namespace: dict[str, Any] = {"__name__": f"workflow {name}", **self._reserved}
+        exec(compile(source, filename, "exec", dont_inherit=True), namespace)
+        return namespace["run"]
+
+    def close(self) -> None:
+        """Let go of what the whole process keeps for this namespace."""
+        sys.modules.pop(self._module_name, None)
+        forget_module(self._module_name)
 
     def _remember_last(self, value: object) -> None:
         """Bind ``_`` as a Python shell does, unless the user made a ``_`` of their own."""
@@ -237,13 +258,3 @@ def _shorten(text: str, limit: int) -> str:
         return text
     left_out = len(text) - limit
     return f"{text[: limit // 2]}\n… {left_out} characters left out …\n{text[-limit // 2 :]}"
-
-
-def run_function(
-    source: str, filename: str, entry: str, variables: Mapping[str, object]
-) -> Callable[..., object]:
-    """Define `source` in fresh globals and give its function `entry`."""
-    remember(filename, source)
-    namespace: dict[str, Any] = {"__name__": filename.strip("<>"), **variables}
-    exec(compile(source, filename, "exec", dont_inherit=True), namespace)
-    return namespace[entry]

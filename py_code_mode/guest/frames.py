@@ -515,11 +515,31 @@ def _encode_polars(encoder: Encoder, pa: Any, value: Any) -> Any:
     return ["polars.Series" if series else "polars.DataFrame", dtypes, blob, frame.height]
 
 
+def _check_texts(pa: Any, field: Any) -> None:
+    """Refuse names and metadata that are no UTF-8: polars panics on them, aloud."""
+    for part in (*(field.metadata or {}).keys(), *(field.metadata or {}).values()):
+        bytes(part).decode("utf-8")
+    kind = field.type
+    inner: list[Any] = []
+    if pa.types.is_struct(kind):
+        inner = [kind.field(position) for position in range(kind.num_fields)]
+    elif pa.types.is_map(kind):
+        inner = [kind.key_field, kind.item_field]
+    elif pa.types.is_nested(kind):
+        inner = [kind.value_field]
+    for child in (field, *inner):
+        str(child.name).encode("utf-8")
+    for child in inner:
+        _check_texts(pa, child)
+
+
 def _decode_polars(decoder: Decoder, payload: Any) -> Any:
     kind, dtypes, blob, height = decoder.parts(payload, 4)
     if type(dtypes) is not list or any(type(dtype) is not str for dtype in dtypes):
         raise InvalidValue("malformed polars frame")
     schema, batches, pa = _read_stream(decoder.blob(blob))
+    for field in schema:
+        _check_texts(pa, field)
     pl = _here("polars", kind)
     table = pa.Table.from_batches(batches, schema)
     if len(dtypes) != len(schema) or table.num_rows != _size(height):

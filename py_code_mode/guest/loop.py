@@ -17,7 +17,7 @@ from .streams import Streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from .evaluate import Outcome
@@ -53,15 +53,18 @@ class Worker:
 
     def _setup(self, header: dict[str, Any]) -> None:
         self._port.incarnation = header["inc"]
+        self._port.accepts = frozenset(header["accepts"])
         self._overlay = header["overlay"]
         sys.path.insert(0, os.getcwd())
         if self._overlay:
             sys.path.append(self._overlay)
-        reserved = proxies.build(self._port, header["namespaces"], lambda: self._reserved)
-        self._reserved = {**reserved, "display": self._display}
-        self._interpreter = Interpreter("__main__", self._reserved)
+        reserved = proxies.build(self._port, header["namespaces"], self._load_workflow)
+        self._interpreter = Interpreter("__main__", {**reserved, "display": self._display})
         displays.hook_pyplot(lambda: self._show)
         self._port.send({"t": "ready", "pid": os.getpid(), "python": list(sys.version_info[:3])})
+
+    def _load_workflow(self, name: str, source: str) -> Callable[..., object]:
+        return self._interpreter.load_workflow(name, source)
 
     # -- runs
 
@@ -99,7 +102,7 @@ class Worker:
             done["failure"] = outcome.failure
         elif outcome.value is not None:
             try:
-                done["value"] = values.encode(outcome.value, segments)
+                done["value"] = values.encode(outcome.value, segments, accepts=self._port.accepts)
             except errors.ValueNotPortable:
                 segments.clear()
                 done["handle"] = self._hold(outcome.value, run_id)
@@ -164,9 +167,13 @@ class Worker:
                 self._interpreter.reset()
                 self._held.clear()
             elif kind == "bind":
-                self._interpreter.globals[header["name"]] = values.decode(header["value"], segments)
+                self._interpreter.globals[header["name"]] = values.decode(
+                    header["value"], segments, writable=True
+                )
             elif kind == "fetch":
-                answer["value"] = values.encode(self._find(header["name"]), out)
+                answer["value"] = values.encode(
+                    self._find(header["name"]), out, accepts=self._port.accepts
+                )
             elif kind == "release":
                 self._held.pop(header["name"], None)
             else:

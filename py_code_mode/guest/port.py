@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _socket
 import json
-import mmap
 import os
 import select
 import threading
@@ -85,7 +84,7 @@ class Port:
         self._socket.setblocking(True)
         self._pid = os.getpid()
         self._interrupts = interrupts
-        self._reader = wire.FrameReader(mmap.ACCESS_COPY)
+        self._reader = wire.FrameReader()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._turn = threading.Condition()
@@ -96,6 +95,8 @@ class Port:
         self._next_id = 0
         self.incarnation = 0
         self.run_id = 0
+        #: libraries whose values the host can hold
+        self.accepts: frozenset[str] = frozenset()
 
     # -- sending
 
@@ -190,8 +191,8 @@ class Port:
             "run": self.run_id,
             "ns": namespace,
             "method": method,
-            "args": values.encode(tuple(args), segments),
-            "kwargs": values.encode(dict(kwargs), segments),
+            "args": values.encode(tuple(args), segments, accepts=self.accepts),
+            "kwargs": values.encode(dict(kwargs), segments, accepts=self.accepts),
         }
         with self._turn:
             self._next_id += 1
@@ -267,4 +268,4 @@ def _result(namespace: str, header: dict[str, Any], segments: list[wire.Buffer])
         import importlib
 
         importlib.invalidate_caches()  # a package may just have been installed
-    return values.decode(header.get("value"), segments)
+    return values.decode(header.get("value"), segments, writable=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from . import errors
-from .evaluate import run_function
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,10 +144,10 @@ class Workflows(Namespace):
         caller: Caller,
         name: str,
         description: Mapping[str, Any],
-        variables: Callable[[], Mapping[str, object]],
+        load: Callable[[str, str], Callable[..., object]],
     ) -> None:
         super().__init__(caller, name, description)
-        self._variables = variables
+        self._load = load
         self._methods += ["invoke", "invoke_async"]
 
     def invoke(self, name: str, /, *args: object, **kwargs: object) -> Any:
@@ -169,9 +168,6 @@ class Workflows(Namespace):
                 return await result
             return result
 
-    def _load(self, name: str, source: str) -> Callable[..., object]:
-        return run_function(source, f"<workflow {name}>", "run", self._variables())
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
@@ -179,7 +175,7 @@ class Workflows(Namespace):
 
     def __dir__(self) -> list[str]:
         listed: Any = self._caller.call("workflows", "list", (), {})
-        return sorted({*self._methods, *(str(entry["name"]) for entry in listed)})
+        return sorted([*self._methods, *(str(entry["name"]) for entry in listed)])
 
 
 class Workflow:
@@ -237,15 +233,18 @@ def _run_to_end(coroutine: Any) -> object:
 def build(
     caller: Caller,
     table: Mapping[str, Mapping[str, Any]],
-    variables: Callable[[], Mapping[str, object]],
+    load: Callable[[str, str], Callable[..., object]],
 ) -> dict[str, object]:
-    """The namespaces of the host's table, by the name guest code finds them under."""
+    """The namespaces of the host's table, by the name guest code finds them under.
+
+    `load` makes a function of a workflow's name and source.
+    """
     namespaces: dict[str, object] = {}
     for name, description in table.items():
         if name == "tools":
             namespaces[name] = Tools(caller, name, description)
         elif name == "workflows":
-            namespaces[name] = Workflows(caller, name, description, variables)
+            namespaces[name] = Workflows(caller, name, description, load)
         else:
             namespaces[name] = Namespace(caller, name, description)
     return namespaces

@@ -142,21 +142,47 @@ def forget(filename: str) -> None:
     linecache.cache.pop(filename, None)
 
 
-class FindClassSource:
-    """Make `inspect.getsource` work on classes of cells, without importing inspect ourselves.
+def cell_mark(module_name: str) -> str:
+    """How the file names of a module's cells end.
 
-    `inspect.getfile` knows only a module's single file; a session's module has one per run. The
-    finder waits for the import of inspect (which many modules bring along) and wraps getfile then.
+    Sources are kept by file name for the whole process, so sessions that share one must differ;
+    what people are shown has the plain ``<run 3>``.
+    """
+    return ">" if module_name == "__main__" else f" of {module_name}>"
+
+
+def forget_module(module_name: str) -> None:
+    """Drop all sources of a session that is over."""
+    _cell_modules.discard(module_name)
+    mark = cell_mark(module_name)
+    for filename in [name for name in linecache.cache if name.endswith(mark)]:
+        forget(filename)
+
+
+#: Modules whose classes have their source in cells.
+_cell_modules: set[str] = set()
+
+
+class FindClassSource:
+    """Makes `inspect.getsource` work on classes of cells, without importing inspect ourselves.
+
+    `inspect.getfile` knows only a module's single file; a session's module has one per run. So
+    getfile is wrapped once: now, or when inspect is imported (many modules bring it along).
     """
 
-    def __init__(self, module_name: str) -> None:
-        self._module_name = module_name
+    _installed = False
 
-    def install(self) -> None:
+    @classmethod
+    def for_module(cls, module_name: str) -> None:
+        """Look for the classes of this module in cells."""
+        _cell_modules.add(module_name)
+        if cls._installed:
+            return
+        cls._installed = True
         if "inspect" in sys.modules:
-            self._wrap(sys.modules["inspect"])
+            _wrap_getfile(sys.modules["inspect"])
         else:
-            sys.meta_path.insert(0, self)
+            sys.meta_path.insert(0, cls())
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
@@ -175,22 +201,23 @@ class FindClassSource:
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            self._wrap(module)
+            _wrap_getfile(module)
 
         loader.exec_module = exec_module
         return spec
 
-    def _wrap(self, inspect: ModuleType) -> None:
-        original: Callable[[object], str] = inspect.getfile
 
-        def getfile(object: object) -> str:
-            if isinstance(object, type) and object.__module__ == self._module_name:
-                filename = _file_of_class(object)
-                if filename:
-                    return filename
-            return original(object)
+def _wrap_getfile(inspect: ModuleType) -> None:
+    original: Callable[[object], str] = inspect.getfile
 
-        inspect.getfile = getfile  # pyright: ignore[reportAttributeAccessIssue]
+    def getfile(object: object) -> str:
+        if isinstance(object, type) and object.__module__ in _cell_modules:
+            filename = _file_of_class(object)
+            if filename:
+                return filename
+        return original(object)
+
+    inspect.getfile = getfile  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _file_of_class(cls: type) -> str | None:
@@ -202,7 +229,8 @@ def _file_of_class(cls: type) -> str | None:
         if getattr(code, "co_qualname", cls.__qualname__).startswith(cls.__qualname__):
             return str(code.co_filename)
     pattern = re.compile(rf"^[ \t]*class[ \t]+{re.escape(cls.__name__)}\b", re.MULTILINE)
-    runs = [name for name in linecache.cache if name.startswith("<run ")]
+    mark = cell_mark(cls.__module__)
+    runs = [name for name in linecache.cache if name.startswith("<run ") and name.endswith(mark)]
     for filename in sorted(runs, key=_run_number, reverse=True):
         if pattern.search("".join(linecache.getlines(filename))):
             return filename
@@ -210,5 +238,5 @@ def _file_of_class(cls: type) -> str | None:
 
 
 def _run_number(filename: str) -> int:
-    digits = "".join(char for char in filename if char.isdigit())
-    return int(digits) if digits else 0
+    number = filename.removeprefix("<run ").partition(" ")[0].rstrip(">")
+    return int(number) if number.isdigit() else 0

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 64 << 20
 MAX_INLINE = 128 << 20
-MAX_SEGMENTS = 4096
+#: Texts from 4 KiB on are segments of their own, so a value can have many.
+MAX_SEGMENTS = 1 << 15
 MAX_FDS = 8
 #: From this size on a segment travels as a memfd; measured: the break-even with copying.
 MEMFD_THRESHOLD = 256 << 10
 RECEIVE_SIZE = 256 << 10
 
+_BUFFERS_PER_CALL = 512  # the kernel takes 1024
 _PREFIX = struct.Struct("<II")
 _BY_FD = 1 << 63
 _NEEDED_SEALS = 0x0002 | 0x0004 | 0x0008  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
@@ -105,8 +107,8 @@ def _sealed_memfd(view: memoryview) -> int:
     return fd
 
 
-def map_sealed(fd: int, size: int, access: int) -> Buffer:
-    """Map a received memfd; the descriptor stays the caller's.
+def map_sealed(fd: int, size: int) -> Buffer:
+    """Map a received memfd, copy on write; the descriptor stays the caller's.
 
     The seals are checked before mapping: a file that its sender can still shrink would kill the
     reader with SIGBUS.
@@ -124,18 +126,13 @@ def map_sealed(fd: int, size: int, access: int) -> Buffer:
         raise WireError("a passed segment is not sealed")
     if size == 0:
         return b""
-    return memoryview(mmap.mmap(fd, size, access=access))
+    return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
 
 
 class FrameReader:
-    """Turns received bytes and descriptors into frames; owns descriptors until it is closed.
+    """Turns received bytes and descriptors into frames; owns descriptors until it is closed."""
 
-    `access` is how memfds are mapped: ``mmap.ACCESS_READ``, or ``mmap.ACCESS_COPY`` where the
-    reader may write to its own copy.
-    """
-
-    def __init__(self, access: int = mmap.ACCESS_READ) -> None:
-        self._access = access
+    def __init__(self) -> None:
         self._buffer = bytearray()
         self._needed = _PREFIX.size
         self._fds: list[int] = []
@@ -184,7 +181,7 @@ class FrameReader:
             if size & _BY_FD:
                 fd = self._fds.pop(0)
                 try:
-                    segments.append(map_sealed(fd, size & ~_BY_FD, self._access))
+                    segments.append(map_sealed(fd, size & ~_BY_FD))
                 finally:
                     os.close(fd)
             else:
@@ -231,9 +228,9 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
 def send_some(sock: _socket.socket, buffers: Sequence[Buffer], fds: Sequence[int]) -> int:
     """One ``sendmsg``; the number of bytes that went. Descriptors go with the first byte."""
     if not fds:
-        return sock.sendmsg(buffers[:64])
+        return sock.sendmsg(buffers[:_BUFFERS_PER_CALL])
     rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))
-    return sock.sendmsg(buffers[:64], [rights])
+    return sock.sendmsg(buffers[:_BUFFERS_PER_CALL], [rights])
 
 
 def advance(buffers: list[Buffer], sent: int) -> list[Buffer]:

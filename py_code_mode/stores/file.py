@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import stat as modes
 import threading
 import time
@@ -86,16 +85,16 @@ class FileStore(Store):
                     raise StoreError(self.location(name), "it is not a regular file")
                 return stream.read()
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         check_name(name)
         with self.lock(), self._translated(name), self._opened() as folder:
             if folder is None:
                 raise StoreError(self.location(name), "its folder was removed meanwhile")
             self._replace(folder, name, data)
 
-    def _replace(self, folder: int, name: str, data: bytes) -> None:
+    def _replace(self, folder: int, name: str, data: bytes | bytearray | memoryview) -> None:
         self._tidy(folder)
-        new = _NEW_PREFIX + secrets.token_hex(8)
+        new = _NEW_PREFIX + os.urandom(8).hex()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(new, flags, 0o666, dir_fd=folder)  # less the umask, as any new file
         try:

@@ -33,7 +33,7 @@ class MemoryStore(Store):
             raise NotStored(name)
         return found[0]
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         check_name(name)
         copy = bytes(data)  # the caller may go on to change a bytearray
         with self._lock:

@@ -53,7 +53,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Replace the content, atomically and durably; takes the lock."""
 
     @abstractmethod

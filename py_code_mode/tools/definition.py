@@ -79,8 +79,9 @@ def read_command(source: str, text: bytes) -> Command:
 
     if len(text) > MAX_DEFINITION:
         raise DefinitionError(f"the file is larger than {MAX_DEFINITION:,} bytes", None)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(_decoded(text))
+    decoded = _decoded(text)
     try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(decoded)
         root = loader.get_single_node()
         if root is None:
             raise DefinitionError("the file is empty", 1)
@@ -93,12 +94,10 @@ def read_command(source: str, text: bytes) -> Command:
         line = min(mark.line + 1, last) if mark is not None else None
         raise DefinitionError(f"not valid YAML: {reason}", line) from error
     except yaml.reader.ReaderError as error:
-        line = _decoded(text).count("\n", 0, error.position) + 1
+        line = decoded.count("\n", 0, error.position) + 1
         raise DefinitionError(f"not valid YAML: {error.reason}", line) from error
     except (RecursionError, yaml.YAMLError) as error:
         raise DefinitionError(f"not valid YAML: {error}", None) from error
-    finally:
-        loader.dispose()
 
 
 def _decoded(text: bytes) -> str:

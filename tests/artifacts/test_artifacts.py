@@ -66,7 +66,7 @@ def test_saved_artifact_is_listed_and_loaded(artifacts: Artifacts) -> None:
     json.dumps(info)
 
 
-PLAIN = [
+PLAIN: list[Any] = [
     None,
     True,
     0,
@@ -84,7 +84,7 @@ PLAIN = [
     [1, [2.0, None, {"a": "é", "$tuple": [1], "": {}}], "x"],
     list(range(50_000)),
 ]
-TAGGED = [
+TAGGED: list[Any] = [
     (),
     (1, (2,), [3]),
     {1: "a", (2, 3): "b", None: 1},
@@ -152,7 +152,7 @@ def test_value_that_would_be_altered_is_refused(artifacts: Artifacts, value: obj
 
 
 def test_refusal_says_what_to_do(artifacts: Artifacts) -> None:
-    with pytest.raises(InvalidArtifact, match="Convert it to"):
+    with pytest.raises(InvalidArtifact, match="convert it"):
         artifacts.save("a", object())
 
 
@@ -195,16 +195,21 @@ def test_array_comes_back(artifacts: Artifacts, array: np.ndarray[Any, Any]) -> 
     assert back.flags.writeable
 
 
-FRAMES = {
-    "plain": pd.DataFrame({"x": [1, 2], "y": [0.5, math.nan], "z": ["a", None], "b": [True, False]}),
-    "empty": pd.DataFrame(),
+FRAMES: dict[str, pd.DataFrame] = {
+    "plain": pd.DataFrame(
+        {"x": [1, 2], "y": [0.5, math.nan], "z": ["a", None], "b": [True, False]}
+    ),
+    "empty": pd.DataFrame(None),
     "no rows": pd.DataFrame({"x": pd.Series([], dtype="int8")}),
     "named index": pd.DataFrame({"x": [1]}, index=pd.Index(["r"], name="key")),
     "multi": pd.DataFrame(
         {"x": [1, 2]}, index=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["k", "n"])
     ),
     "times": pd.DataFrame(
-        {"t": pd.to_datetime(["2024-01-01", None]), "z": pd.to_datetime(["2024", None], utc=True)}
+        {
+            "t": pd.Series(["2024-01-01", None], dtype="datetime64[s]"),
+            "z": pd.Series(["2024-01-01", None], dtype="datetime64[us, UTC]"),
+        }
     ),
     "category": pd.DataFrame({"c": pd.Categorical(["a", "b", None], ["b", "a"], ordered=True)}),
     "nullable": pd.DataFrame({"i": pd.array([1, None], dtype="Int64")}),
@@ -223,7 +228,7 @@ def test_frame_comes_back_or_is_refused(artifacts: Artifacts, name: str) -> None
     try:
         artifacts.save("a", frame)
     except InvalidArtifact:
-        assert name in ("freq", "same names", "period")
+        assert name == "same names"
         return
     back = artifacts.load("a")
     pd.testing.assert_frame_equal(back, frame, check_column_type="equiv")
@@ -233,13 +238,11 @@ def test_frame_comes_back_or_is_refused(artifacts: Artifacts, name: str) -> None
 
 
 def test_frame_is_a_file_that_arrow_opens(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     frame = pd.DataFrame({"x": [1, 2], "y": ["a", "b"]})
     info = Artifacts(FileStore(tmp_path)).save("table", frame)
     assert info["type"] == "pandas.DataFrame"
-    with pa.memory_map(str(info["path"])) as source, pa.ipc.open_file(source) as reader:
-        assert reader.read_all().to_pydict() == {"x": [1, 2], "y": ["a", "b"]}
+    back = pd.read_feather(str(info["path"]))
+    pd.testing.assert_frame_equal(back, frame)
 
 
 @pytest.mark.parametrize(
@@ -310,9 +313,7 @@ def test_deleted_artifact_leaves_nothing(artifacts: Artifacts, store: Store) -> 
 @pytest.mark.parametrize(
     "name", [*UNFIT_NAMES, "x" * 151, "a.artifact.json", "a~0123456789abcdef.json"], ids=ascii
 )
-def test_unfit_name_is_refused_or_not_found(
-    artifacts: Artifacts, store: Store, name: str
-) -> None:
+def test_unfit_name_is_refused_or_not_found(artifacts: Artifacts, store: Store, name: str) -> None:
     with pytest.raises(InvalidName):
         artifacts.save(name, 1)
     assert not artifacts.exists(name)
@@ -528,7 +529,7 @@ for turn in range(40):
             artifacts.delete("shared")
     except ArtifactNotFound:
         pass
-    artifacts.list()
+    assert not [info for info in artifacts.list() if "error" in info]
 artifacts.save("shared", {"by": "the end"})
 """
     children = [

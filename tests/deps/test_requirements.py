@@ -70,12 +70,12 @@ def test_plain_requirement_is_taken(text: str, plain: str) -> None:
         (".", "paths"),
         ("C:\\a", "paths"),
         ("pandas; python_version < '4'", "markers"),
-        ("pandas>=2 --hash=sha256:00", ""),
-        ("pandas>>2", ""),
-        ("pandas numpy", ""),
-        ("pandas # comment", ""),
-        ("pandas==", ""),
-        ("日本語", ""),
+        ("pandas>=2 --hash=sha256:00", "requirement"),
+        ("pandas>>2", "requirement"),
+        ("pandas numpy", "requirement"),
+        ("pandas # comment", "requirement"),
+        ("pandas==", "requirement"),
+        ("日本語", "requirement"),
     ],
 )
 def test_anything_else_is_refused(requirements: Requirements, text: str, reason: str) -> None:
@@ -130,7 +130,9 @@ last"""
     assert requirements.add("pandas>=2") is True
     assert requirements.add("new") is True
     assert requirements.remove("NumPy") is True
-    assert store.read(FILE).decode() == """# Data
+    assert (
+        store.read(FILE).decode()
+        == """# Data
 pandas>=2  # tables
    # indented, ends with a backslash \\
 
@@ -139,6 +141,7 @@ requests @ https://example.org/r.whl  # theirs
 last
 new
 """
+    )
     assert requirements.list() == ["pandas>=2", "last", "new"]
 
 

@@ -1,4 +1,7 @@
 """Arrays and tables cross unaltered or are refused; forged ones are invalid and nothing worse."""
+# Values under test are of any shape; pyright calls their parts unknown.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
 
 import base64
 import copy
@@ -161,7 +164,9 @@ CROSS: dict[str, Any] = {
     "array of days": np.array(["2020-01-01", "NaT"], dtype="M8[D]"),
     "array of 25 s": np.array([1, 2], dtype="m8[25s]"),
     "array, complex": np.array([1 + 2j, np.nan]),
-    "array, structured": np.array([(1, "a", (1, 2))], dtype=[("x", "i4"), ("y", "U2"), ("z", "f8", (2,))]),
+    "array, structured": np.array(
+        [(1, "a", (1, 2))], dtype=[("x", "i4"), ("y", "U2"), ("z", "f8", (2,))]
+    ),
     "array, aligned": np.zeros(3, dtype=np.dtype([("x", "i1"), ("y", "f8")], align=True)),
     "array, nested records": np.zeros(2, dtype=[("p", [("x", "i1"), ("y", "?")])]),
     "pa.Table": pa.table({"a": [1, None], "b": [["x"], []], "c": [{"k": 1.5}, None]}),
@@ -183,26 +188,26 @@ STAY: dict[str, tuple[Any, str]] = {
     "repeated column names": (pd.DataFrame([[1, 2]], columns=["a", "a"]), "more than once"),
     "mixed column names": (pd.DataFrame([[1, 2]], columns=[0, "a"]), "column names"),
     "column names with freq": (pd.DataFrame([[1, 2]], columns=DAYS), "freq"),
-    "mixed objects": (frame([1, "x", None], dtype=object), "'a'.*int"),
+    "mixed objects": (frame([1, "x", None], dtype=object), r"'a'.*int"),
     "None and nan": (frame(pd.Series(["a", None, np.nan], dtype=object)), "'a'"),
-    "floats among text": (frame(pd.Series(["a", 1.5], dtype=object)), "'a'.*float"),
-    "lists": (frame([[1, 2], [3]]), "'a'.*list"),
-    "dicts": (frame([{"k": 1}, {"j": "x"}]), "'a'.*dict"),
-    "sets": (frame([{1}, {2}]), "'a'.*set"),
-    "tuples": (frame([(1, 2), (3, 4)]), "'a'.*tuple"),
-    "Decimals": (frame([decimal.Decimal("1.10")]), "'a'.*Decimal"),
-    "dates": (frame([dt.date(2020, 1, 1)]), "'a'.*date"),
-    "UUIDs": (frame([uuid.UUID(int=1)]), "'a'.*UUID"),
-    "bytes": (frame([b"x"]), "'a'.*bytes"),
-    "ints beyond 64 bits": (frame([2**70, 1], dtype=object), "'a'.*int"),
-    "bools and None": (frame([True, None], dtype=object), "'a'.*bool"),
-    "frames": (frame([pd.DataFrame({"q": [1]})]), "'a'.*DataFrame"),
-    "lone surrogate": (frame(pd.Series(["\ud800"], dtype=object)), "'a'.*Unicode"),
+    "floats among text": (frame(pd.Series(["a", 1.5], dtype=object)), r"'a'.*float"),
+    "lists": (frame([[1, 2], [3]]), r"'a'.*list"),
+    "dicts": (frame([{"k": 1}, {"j": "x"}]), r"'a'.*dict"),
+    "sets": (frame([{1}, {2}]), r"'a'.*set"),
+    "tuples": (frame([(1, 2), (3, 4)]), r"'a'.*tuple"),
+    "Decimals": (frame([decimal.Decimal("1.10")]), r"'a'.*Decimal"),
+    "dates": (frame([dt.date(2020, 1, 1)]), r"'a'.*date"),
+    "UUIDs": (frame([uuid.UUID(int=1)]), r"'a'.*UUID"),
+    "bytes": (frame([b"x"]), r"'a'.*bytes"),
+    "ints beyond 64 bits": (frame([2**70, 1], dtype=object), r"'a'.*int"),
+    "bools and None": (frame([True, None], dtype=object), r"'a'.*bool"),
+    "frames": (frame([pd.DataFrame({"q": [1]})]), r"'a'.*DataFrame"),
+    "lone surrogate": (frame(pd.Series(["\ud800"], dtype=object)), r"'a'.*Unicode"),
     "freq": (frame([1, 2], index=DAYS), "index has freq='D'"),
     "attrs that hold a class": (with_attrs(src=int), "type"),
-    "sparse": (frame(pd.arrays.SparseArray([0, 0, 1])), "'a'.*Sparse"),
-    "complex": (frame([1 + 2j]), "'a'.*complex"),
-    "long double": (frame(np.array([1], dtype="g")), "'a'.*float128|'a'.*longdouble"),
+    "sparse": (frame(pd.arrays.SparseArray([0, 0, 1])), r"'a'.*Sparse"),
+    "complex": (frame([1 + 2j]), r"'a'.*complex"),
+    "long double": (frame(np.array([1], dtype="g")), r"'a'.*float128|'a'.*longdouble"),
     "object array": (np.array([1, "x"], dtype=object), "tolist"),
     "long double array": (np.ones(2, dtype="g"), "float64"),
     "array subclass": (np.ma.masked_array([1, 2], [0, 1]), "MaskedArray"),
@@ -260,7 +265,8 @@ def test_numpy_scalars_come_back(value: Any) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        pd.Timestamp("2020-01-01"), pd.Timestamp(1, unit="ns"), pd.Timestamp("2020-01-01", tz="UTC"),
+        pd.Timestamp("2020-01-01"), pd.Timestamp(1, unit="ns"), pd.Timestamp("2020-01-01",
+        tz="UTC"),
         pd.Timestamp("2020-10-25 05:30", tz="Europe/Berlin"), pd.Timestamp("1-01-01").as_unit("s"),
         pd.Timestamp("2020-10-25 01:30", tz="UTC").tz_convert("Europe/Berlin"),
         pd.Timedelta(-5), pd.Timedelta(5, "s").as_unit("s"),
@@ -382,7 +388,7 @@ def test_polars_comes_back() -> None:
         assert type(back) is type(value)
         assert back.equals(value)
         assert getattr(back, "schema", None) == getattr(value, "schema", None)
-    with pytest.raises(ValueNotPortable, match="'a'.*objects"):
+    with pytest.raises(ValueNotPortable, match=r"'a'.*objects"):
         encode(pl.DataFrame({"a": pl.Series([{1}], dtype=pl.Object)}), [])
     with pytest.raises(ValueNotPortable, match="does not have polars"):
         encode(pl.DataFrame({"a": [1]}), [], accepts=frozenset({"numpy", "pandas", "pyarrow"}))
@@ -426,10 +432,12 @@ def test_polars_comes_back() -> None:
         ["Series", 3, ["range", [0, 3, 1], None], [], [None, {}, True], None],
         ["DataFrame", 0, ["range", [0, 0, 1], None], [],
          [["range", [0, 2**62, 1], None], {}, True], None],
-        ["DataFrame", 0, ["range", [0, 0, 1], None], [], [["range", [0, 2, 1], None], {}, True], None],
+        ["DataFrame", 0, ["range", [0, 0, 1], None], [], [["range", [0, 2, 1], None], {}, True],
+        None],
         ["DataFrame", 2**60, ["range", [0, 2**60, 1], None], [],
          [["range", [0, 0, 1], None], {}, True], None],
-        ["DataFrame", 0, ["range", [0, 0, 1], None], [], [["range", [0, 0, 1], None], [], True], None],
+        ["DataFrame", 0, ["range", [0, 0, 1], None], [], [["range", [0, 0, 1], None], [], True],
+        None],
         ["polars.DataFrame", [], "AAAA", 0],
     ],
     ids=lambda payload: ascii(payload)[:60],
@@ -542,7 +550,8 @@ def test_mutated_frames_are_valid_or_invalid_and_nothing_else() -> None:
     sources += [
         wire(pd.DataFrame({"n": range(900), "s": ["text"] * 900, "c": categories(["x"] * 900)})),
         wire(pa.table({"l": [["a", "b"]] * 500, "d": pa.array(["q"] * 500).dictionary_encode()})),
-        wire(frame(pd.period_range("2020", periods=900, freq="D"), index=[f"k{i}" for i in range(900)])),
+        wire(frame(pd.period_range("2020", periods=900, freq="D"),
+        index=[f"k{i}" for i in range(900)])),
     ]  # fmt: skip
     invalid = 0
     for _ in range(1500):

@@ -1,4 +1,7 @@
 """Plain values cross unaltered or are refused, and nothing a peer sends can do harm."""
+# Values under test are of any shape; pyright calls their parts unknown.
+# pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownLambdaType=false
 
 import copy
 import datetime as dt
@@ -223,7 +226,7 @@ def test_too_much_is_refused() -> None:
     shared: object = 0
     for _ in range(40):
         shared = [shared, shared]
-    for value in (shared, [0] * (MAX_NODES + 1), {i: None for i in range(MAX_NODES)}):
+    for value in (shared, [0] * (MAX_NODES + 1), dict.fromkeys(range(MAX_NODES))):
         with pytest.raises(ValueNotPortable, match="too large"):
             encode(value, [])
     for value in ("x" * 2000, b"x" * 2000, [b"x" * 600, "y" * 600], {"a" * 2000: 1}):
@@ -257,7 +260,8 @@ def test_members_that_share_a_hash_are_refused_on_both_sides() -> None:
         {"$str": "!!"}, {"$str": "AA"}, {"$str": "/w=="}, {"$bytes": -1}, {"$bytes": True},
         {"$bytes": 1.0}, {"$bytes": "AAAA" * 4000}, {"$complex": [1, 2]}, {"$complex": [1.0]},
         {"$range": [0, 1, 0]}, {"$range": [0, 1]}, {"$range": ["a", 1, 1]}, {"$slice": [1]},
-        {"$ellipsis": 1}, {"$date": [2023, 2, 29]}, {"$date": [2**40, 1, 1]}, {"$date": [1.0, 1, 1]},
+        {"$ellipsis": 1}, {"$date": [2023, 2, 29]}, {"$date": [2**40, 1, 1]}, {"$date": [1.0, 1,
+        1]},
         {"$date": [True, 1, 1]}, {"$datetime": [1, 1, 1, 25, 0, 0, 0, None, 0]},
         {"$datetime": [2020, 1, 1, 0, 0, 0, 0, ["offset", 86400, 0, None], 0]},
         {"$datetime": [2020, 1, 1, 0, 0, 0, 0, None, 2]}, {"$datetime": []},
@@ -305,7 +309,8 @@ def test_a_zone_unknown_here_is_no_attack() -> None:
 
 
 JUNK: list[Any] = [
-    None, True, -1, 0, 1, 2**40, 1.5, "", "a", "$int", "AAAA", "nan", "\ud800", [], [[]], {}, {"a": 1},
+    None, True, -1, 0, 1, 2**40, 1.5, "", "a", "$int", "AAAA", "nan", "\ud800", [], [[]], {},
+    {"a": 1},
     {"$bytes": 0}, {"$tuple": []}, {"$int": "f" * 30}, {"$set": [[]]}, ["offset", 0, 0, None],
 ]  # fmt: skip
 

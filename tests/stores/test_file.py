@@ -1,4 +1,4 @@
-"""FileStore keeps the contract, stays inside its folder, and survives crashes and other processes."""
+"""FileStore keeps the contract, stays inside its folder, survives crashes and other processes."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def tool(code: str, *, folder: Path | None = None, **definition: object) -> Comm
 
 
 def shell(script: str, **definition: object) -> CommandTool:
-    return tool("", command=["/bin/sh", "-c", script], **definition)
+    return tool("", folder=None, command=["/bin/sh", "-c", script], **definition)
 
 
 async def argv(made: CommandTool, *args: object, **kwargs: object) -> list[str]:
@@ -397,6 +397,25 @@ async def test_a_child_that_left_the_group_does_not_hold_the_call(tmp_path: Path
             assert await tool(escape).call(None, [], {}) == "done\n"
     finally:
         os.kill(int(pids.read_text()), 9)
+
+
+@pytest.mark.anyio
+async def test_without_pidfd_calls_end_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    pids = tmp_path / "pids"
+    with anyio.fail_after(10):
+        made = shell(f"sleep 600 & echo $! > {pids}; echo done")
+        assert await made.call(None, [], {}) == "done\n"
+        await until_dead(int(pids.read_text()))
+        with pytest.raises(ToolTimeout):
+            await shell("sleep 600", timeout=0.1).call(None, [], {})
+        with pytest.raises(ToolFailed, match="status 3"):
+            await shell("exit 3").call(None, [], {})
 
 
 @pytest.mark.anyio

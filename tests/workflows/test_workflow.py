@@ -31,7 +31,7 @@ DESCRIPTIONS = [
     "Fetch and parse JSON from a URL",
     "Own docstring.",
     'quotes "x" and """three""" and four """"',
-    "ends with a quote\"",
+    'ends with a quote"',
     "ends with a backslash\\",
     "\\n is no newline, \\d, \\u00e9",
     "  spaces around  \n\n    kept\n",
