@@ -1,8 +1,185 @@
-"""What every test may use."""
+"""What every test may use, and what no test may leave behind.
 
+After each test nothing of it may be left: child processes (grandchildren too), threads, open files,
+tasks of the event loop, temporary folders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import gc
+import inspect
+import os
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Iterator
+
+pytest.register_assert_rewrite("py_code_mode.testing.executors", "py_code_mode.testing.stores")
+
+#: How long what a test has ended may take to be gone.
+PATIENCE = 10.0
+_PAUSE = 0.01
+_LIBRARIES = sysconfig.get_path("purelib") + os.sep
+_SET_CHILD_SUBREAPER = 36  # man 2 prctl
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def adopt_orphans() -> None:
+    """Children of a child that died become ours: so none of them can get out of sight."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for temporary files of this test run only, so that what is left is of this run."""
+    folder = tmp_path_factory.mktemp("tmp")
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    variable = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    yield folder
+    tempfile.tempdir = before
+    if variable is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = variable
+
+
+@dataclass(frozen=True)
+class _Present:
+    """What there is at one moment."""
+
+    processes: frozenset[tuple[int, float, str]]
+    threads: frozenset[threading.Thread]
+    files: frozenset[tuple[int, str]]
+    folders: frozenset[str]
+    supervisors: int
+
+    def beyond(self, before: _Present) -> list[str]:
+        """What was not there before, in words."""
+        found = [f"process {pid}: {what}" for pid, _, what in self.processes - before.processes]
+        found += [f"thread {thread.name!r}" for thread in self.threads - before.threads]
+        found += [f"file descriptor {fd}: {what}" for fd, what in self.files - before.files]
+        found += [f"folder {folder}" for folder in self.folders - before.folders]
+        if self.supervisors > before.supervisors:
+            found.append("a supervisor task that somebody did not release")
+        return found
+
+
+def _processes() -> frozenset[tuple[int, float, str]]:
+    found: set[tuple[int, float, str]] = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            command = " ".join(child.cmdline()) or child.name()
+            if child.status() == psutil.STATUS_ZOMBIE and _is_adopted(child.pid):
+                os.waitpid(child.pid, os.WNOHANG)
+                continue
+            found.add((child.pid, child.create_time(), command[:200]))
+        except (psutil.NoSuchProcess, ChildProcessError):
+            continue
+    # multiprocessing keeps one for the life of the process
+    return frozenset(entry for entry in found if "multiprocessing.resource_tracker" not in entry[2])
+
+
+def _is_adopted(pid: int) -> bool:
+    """Whether a dead child is an orphan that nobody but us can reap.
+
+    What the library starts leads a session of its own and must be reaped by the library.
+    """
+    try:
+        return os.getsid(pid) != pid
+    except ProcessLookupError:
+        return False
+
+
+def _threads() -> frozenset[threading.Thread]:
+    return frozenset(
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon or thread.name.startswith(("session", "guest"))
+    )
+
+
+def _files() -> frozenset[tuple[int, str]]:
+    folder = Path("/proc/self/fd")
+    if not folder.exists():
+        return frozenset()
+    found: set[tuple[int, str]] = set()
+    for entry in os.listdir(folder):
+        try:
+            target = os.readlink(folder / entry)
+        except OSError:
+            continue  # the descriptor that lists the folder
+        # what a library keeps open of its own for the life of the process, such as fonts
+        if not target.startswith(("/dev/", "/proc/", "/sys/", _LIBRARIES)):
+            found.add((int(entry), target))
+    return frozenset(found)
+
+
+def _folders() -> frozenset[str]:
+    root = tempfile.gettempdir()
+    return frozenset(name for name in os.listdir(root) if name.startswith("code-mode-"))
+
+
+def _supervisors() -> int:
+    module = sys.modules.get("py_code_mode.execution.supervisor")
+    return len(vars(module)["_supervisors"]) if module is not None else 0
+
+
+def _present() -> _Present:
+    return _Present(_processes(), _threads(), _files(), _folders(), _supervisors())
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(temporary_folder: Path) -> Iterator[None]:
+    """Fail a test that leaves something behind."""
+    before = _present()
+    yield
+    until = time.monotonic() + PATIENCE
+    left = _present().beyond(before)
+    while left and time.monotonic() < until:
+        gc.collect()
+        time.sleep(_PAUSE)
+        left = _present().beyond(before)
+    assert not left, "left behind: " + "; ".join(left)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Have asynchronous tests fail that leave tasks on the event loop."""
+    if inspect.iscoroutinefunction(pyfuncitem.obj):
+        pyfuncitem.obj = _leaving_no_tasks(pyfuncitem.obj)
+    return (yield)
+
+
+def _leaving_no_tasks(test: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(test)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        before = asyncio.all_tasks()
+        result = await test(*args, **kwargs)
+        left = asyncio.all_tasks() - before
+        if left:
+            await asyncio.wait(left, timeout=PATIENCE)
+        left = [task.get_name() for task in left if not task.done()]
+        assert not left, f"tasks left on the event loop: {left}"
+        return result
+
+    return run

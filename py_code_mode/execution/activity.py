@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from py_code_mode.execution.executor import OnEvent, RunRequest
     from py_code_mode.execution.supervisor import Job, Supervisor
 
+#: From the first interrupt to the end of patience, where code does not stop.
+GRACE = 1.0
+#: The interrupt is sent again at this pace: code may have swallowed the first one.
+INTERRUPT_AGAIN = 0.25
 #: How long calls that are still open when their run ends may take to be cancelled.
 CALL_CANCEL_TIMEOUT = 1.0
 #: Calls a guest may have open at once.
@@ -84,14 +88,25 @@ class Activity:
     """A run in progress, from the host's side.
 
     The executor feeds it (`write`, `show`, `finish`) from callbacks of the event loop; the task
-    that called ``run`` waits in `wait` and delivers events.
+    that called ``run`` waits in `follow`, which delivers events and climbs the ladder where the run
+    must stop: interrupt, again while it does not help, end it after the grace.
+
+    Args:
+        request: what is run.
+        on_event: told of what happens, or None.
+        hold_back: called with True when the callback is slow, with False when it caught up.
+        interrupt: makes the guest's code stop, if it can be.
+        end: makes it stop whatever it does; `finish` must follow.
     """
 
     def __init__(
         self,
         request: RunRequest,
         on_event: OnEvent | None,
-        on_backpressure: Callable[[bool], None],
+        *,
+        hold_back: Callable[[bool], None],
+        interrupt: Callable[[], None],
+        end: Callable[[], None],
     ) -> None:
         self.request = request
         self.gathered = Gathered()
@@ -102,7 +117,10 @@ class Activity:
         self.ended = self.started
         self.calls: dict[int, tuple[str, Job]] = {}
         self._on_event = on_event
-        self._on_backpressure = on_backpressure
+        self._hold_back = hold_back
+        self._interrupt = interrupt
+        self._end = end
+        self._timers: list[asyncio.TimerHandle] = []
         self._waiting: deque[Event] = deque()
         self._decoders = {"stdout": text_decoder(), "stderr": text_decoder()} if on_event else {}
         self._loop = asyncio.get_running_loop()
@@ -132,7 +150,7 @@ class Activity:
         self._waiting.append(event)
         if len(self._waiting) > MAX_WAITING_EVENTS and not self._paused:
             self._paused = True
-            self._on_backpressure(True)
+            self._hold_back(True)
         self._notify()
 
     @property
@@ -168,12 +186,59 @@ class Activity:
         """Seconds from start to end."""
         return self.ended - self.started
 
-    async def until_over(self) -> None:
-        """Deliver events until the run is over.
+    async def follow(self) -> list[str]:
+        """Deliver events until the run is over, stopping it at its deadline.
+
+        Cancelled, or where the callback raises, the run is stopped first.
+
+        Returns:
+            notes on calls that were cut off.
 
         Raises:
             Exception: what the callback raised.
         """
+        if self.request.timeout is not None:
+            self._later(self.request.timeout, self.stop, "timeout")
+        notes: list[str] = []
+        try:
+            await self._until_over()
+        except BaseException as error:
+            self._mute()
+            self.stop("callback" if isinstance(error, Exception) else "cancelled")
+            with anyio.CancelScope(shield=True):
+                await self._until_over()
+            raise
+        finally:
+            self._cancel_timers()
+            if self.calls:
+                with anyio.CancelScope(shield=True):
+                    notes = await self._end_calls()
+        return notes
+
+    def stop(self, reason: StopReason) -> bool:
+        """Climb the ladder; False where the run is over, or being stopped already."""
+        if self.is_over or self.stop_reason is not None:
+            return False
+        self.stop_reason = reason
+        self._cancel_timers()
+        self._later(GRACE, self._end)
+        self._interrupt_again()
+        return True
+
+    def _interrupt_again(self) -> None:
+        if not self.is_over:
+            self._interrupt()
+            self._later(INTERRUPT_AGAIN, self._interrupt_again)
+
+    def _later(self, delay: float, function: Callable[..., object], *args: object) -> None:
+        self._timers.append(self._loop.call_later(delay, function, *args))
+
+    def _cancel_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    async def _until_over(self) -> None:
         while not self.is_over or self._waiting:
             if self._waiting:
                 await self._deliver()
@@ -192,15 +257,15 @@ class Activity:
                 await given
         if self._paused:
             self._paused = False
-            self._on_backpressure(False)
+            self._hold_back(False)
 
-    def mute(self) -> None:
+    def _mute(self) -> None:
         """Deliver nothing more: the callback failed, or its task is cancelled."""
         self._on_event = None
         self._waiting.clear()
         if self._paused:
             self._paused = False
-            self._on_backpressure(False)
+            self._hold_back(False)
 
     # -- calls
 
@@ -221,14 +286,12 @@ class Activity:
 
         self.calls[identity] = (target, supervisor.start(self.context, serve))
 
-    async def end_calls(self) -> list[str]:
-        """Cancel calls that are still open; give a note for each kind. Bounded, shielded."""
-        if not self.calls:
-            return []
+    async def _end_calls(self) -> list[str]:
+        """Cancel calls that are still open; give a note of them. Bounded."""
         open_calls = list(self.calls.values())
         for _, job in open_calls:
             job.cancel()
-        with anyio.move_on_after(CALL_CANCEL_TIMEOUT, shield=True):
+        with anyio.move_on_after(CALL_CANCEL_TIMEOUT):
             for _, job in open_calls:
                 await job.wait()
         names = ", ".join(sorted({target for target, _ in open_calls}))

@@ -29,6 +29,7 @@ from py_code_mode.errors import (
 )
 from py_code_mode.execution import thread_streams
 from py_code_mode.execution.activity import (
+    GRACE,
     MAX_OPEN_CALLS,
     Activity,
     Gathered,
@@ -57,10 +58,6 @@ from py_code_mode.results import Called, Display, Failure
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-#: From the first asynchronous exception to the end of patience.
-GRACE = 1.0
-#: The exception is raised again at this pace: code may have swallowed the first one.
-INTERRUPT_AGAIN = 0.1
 #: A thread that waits for a lock cannot be interrupted, so ours wait in slices of this length.
 _SLICE = 0.05
 #: Characters a session may be ahead of the event loop before its thread waits.
@@ -191,7 +188,6 @@ class _Guest:
         self._activity: Activity | None = None
         self._result: Outcome | None = None
         self._between: Gathered = between_runs()
-        self._timers: list[asyncio.TimerHandle] = []
         self._call_ids = count(1)
         # guards what both threads touch
         self._lock = threading.Lock()
@@ -343,25 +339,17 @@ class _Guest:
         thread_streams.refresh()
         self._flush()
         late, self._between = self._between.as_late(), between_runs()
-        activity = self._activity = Activity(request, on_event, _no_backpressure)
+        activity = self._activity = Activity(
+            request,
+            on_event,
+            hold_back=_nothing_to_hold_back,
+            interrupt=self._raise_in_thread,
+            end=self._abandon,
+        )
         self._result = None
-        notes: list[str] = []
         try:
             self._requests.put(request)
-            if request.timeout is not None:
-                self._later(request.timeout, self.stop, "timeout")
-            try:
-                await activity.until_over()
-            except BaseException as error:
-                activity.mute()
-                self.stop("callback" if isinstance(error, Exception) else "cancelled")
-                with anyio.CancelScope(shield=True):
-                    await activity.until_over()
-                raise
-            finally:
-                self._cancel_timers()
-                with anyio.CancelScope(shield=True):
-                    notes = await activity.end_calls()
+            notes = await activity.follow()
         finally:
             self._activity = None
         outcome = self._result or Outcome()
@@ -385,21 +373,8 @@ class _Guest:
         )
 
     def stop(self, reason: StopReason) -> bool:
-        """Raise KeyboardInterrupt in the thread, again while it does not help, then give it up."""
-        activity = self._activity
-        if activity is None or activity.is_over or activity.stop_reason is not None:
-            return False
-        activity.stop_reason = reason
-        self._cancel_timers()
-        self._later(GRACE, self._abandon)
-        self._interrupt_again()
-        return True
-
-    def _interrupt_again(self) -> None:
-        if self._activity is None or self._activity.is_over:
-            return
-        self._raise_in_thread()
-        self._later(INTERRUPT_AGAIN, self._interrupt_again)
+        """Make the run that is going on stop; False where there is none."""
+        return self._activity is not None and self._activity.stop(reason)
 
     def _raise_in_thread(self) -> None:
         ident = self._thread.ident
@@ -418,14 +393,6 @@ class _Guest:
         if self._activity is not None:
             self._activity.finish()
 
-    def _later(self, delay: float, function: Callable[..., object], *args: object) -> None:
-        self._timers.append(self._loop.call_later(delay, function, *args))
-
-    def _cancel_timers(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-
     async def close(self) -> None:
         activity = self._activity
         if activity is not None and not activity.is_over:
@@ -434,7 +401,6 @@ class _Guest:
                 await activity.wait_over()
         self._requests.put(None)
         self.interpreter.close()
-        self._cancel_timers()
         if not self.is_abandoned:
             # it has nothing to do any more, so this is short
             await anyio.to_thread.run_sync(self._thread.join, GRACE)
@@ -490,7 +456,7 @@ class _Guest:
         self._post(self.begin_call, target, args, kwargs, answer)
 
 
-def _no_backpressure(wait: bool) -> None:
+def _nothing_to_hold_back(wait: bool) -> None:
     """Nothing to pause: the thread waits in `write` while its buffer is full."""
 
 

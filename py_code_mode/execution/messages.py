@@ -19,14 +19,13 @@ class Ready(_Message, tag="ready", frozen=True):
 
 
 class CallMessage(_Message, tag="call", frozen=True):
-    """The guest calls a host method; `args` and `kwargs` are encoded values."""
+    """The guest calls a host method; `args` is one encoded value: a tuple and a dict of names."""
 
     id: int
     run: int
     ns: str
     method: str
     args: Any
-    kwargs: Any
 
 
 class DisplayMessage(_Message, tag="display", frozen=True):

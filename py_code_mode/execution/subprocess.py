@@ -239,11 +239,7 @@ class SubprocessExecutor(Executor):
         return await self._live().exchange(message)
 
     async def interrupt(self) -> bool:
-        worker = self._live()
-        if not worker.is_running:
-            return False
-        worker.stop("interrupted")
-        return True
+        return self._live().stop("interrupted")
 
     async def reset(self) -> None:
         worker = self._live()

@@ -26,6 +26,7 @@ from py_code_mode.errors import (
 )
 from py_code_mode.execution import messages
 from py_code_mode.execution.activity import (
+    GRACE,
     MAX_OPEN_CALLS,
     Activity,
     StopReason,
@@ -57,10 +58,6 @@ if TYPE_CHECKING:
     from py_code_mode.execution.supervisor import Supervisor
     from py_code_mode.guest.wire import Buffer
 
-#: From a SIGINT to the end of patience, where code does not stop.
-GRACE = 1.0
-#: SIGINT is sent again at this pace: code may have swallowed the first one.
-INTERRUPT_AGAIN = 0.25
 #: From the start of the process to its first frame.
 START_TIMEOUT = 60.0
 #: An exchange runs no user code to speak of.
@@ -102,7 +99,6 @@ class Worker:
         self._late = between_runs()
         self._answers: dict[int, asyncio.Future[tuple[messages.Answer, Sequence[Any]]]] = {}
         self._next_exchange = 0
-        self._timers: list[asyncio.TimerHandle] = []
         self._closing = False
 
     def attach(self, channel: Channel, pipes: Sequence[OutputPipe], process: Process) -> None:
@@ -170,15 +166,16 @@ class Worker:
             self._reply_error(message.id, CallFailed(target, reason))
             return
         try:
-            args = decode_value(message.args, frame.segments, writable=True)
-            kwargs = decode_value(message.kwargs, frame.segments, writable=True)
+            arguments = decode_value(message.args, frame.segments, writable=True)
         except ValueNotPortable as error:
             self._reply_error(message.id, error)
             return
-        if not isinstance(args, tuple) or not isinstance(kwargs, dict):
-            raise ProtocolViolation("a call's arguments are not a tuple and a dict")
-        positional = cast("tuple[object, ...]", args)
-        named = cast("dict[str, object]", kwargs)
+        match arguments:
+            case (tuple() as args, dict() as kwargs):
+                positional = cast("tuple[object, ...]", args)
+                named = cast("dict[str, object]", kwargs)
+            case _:
+                raise ProtocolViolation("a call's arguments are not a tuple and a dict")
         activity.tell(Called(message.ns, message.method))
 
         async def serve() -> None:
@@ -223,7 +220,6 @@ class Worker:
             self.death = f"was ended: {self._violation}"
         else:
             self.death = describe_exit(status)
-        self._cancel_timers()
         if self._activity is not None:
             self._activity.finish()
         for answer in self._answers.values():
@@ -264,30 +260,23 @@ class Worker:
         """Evaluate one cell; see `Executor.run`."""
         self._drain_pipes()
         late, self._late = self._late.as_late(), between_runs()
-        activity = self._activity = Activity(request, on_event, self._on_backpressure)
+        activity = self._activity = Activity(
+            request,
+            on_event,
+            hold_back=self._hold_back,
+            interrupt=self._process.interrupt,
+            end=self._process.kill,
+        )
         self._done = None
-        notes: list[str] = []
         header = {"t": "run", "run": request.run_id, "code": request.code}
         try:
             self._channel.send(_encode_text(header))
             if self.death is not None:
                 activity.finish()
-            if request.timeout is not None:
-                self._later(request.timeout, self.stop, "timeout")
-            try:
-                await activity.until_over()
-            except BaseException as error:
-                activity.mute()
-                self.stop("callback" if isinstance(error, Exception) else "cancelled")
+            notes = await activity.follow()
+            if self._violation is not None or self.death is not None:
                 with anyio.CancelScope(shield=True):
-                    await activity.until_over()
-                raise
-            finally:
-                self._cancel_timers()
-                with anyio.CancelScope(shield=True):
-                    notes = await activity.end_calls()
-                    if self._violation is not None or self.death is not None:
-                        await self._process.wait()
+                    await self._process.wait()
         finally:
             self._activity = None
         return self._outcome(activity, late, notes)
@@ -334,35 +323,16 @@ class Worker:
             notes=tuple(notes),
         )
 
-    def stop(self, reason: StopReason) -> None:
-        """Climb the ladder: SIGINT, again while it does not help, SIGKILL after the grace."""
-        activity = self._activity
-        if activity is None or activity.is_over or activity.stop_reason is not None:
-            return
-        activity.stop_reason = reason
-        self._cancel_timers()
-        self._later(GRACE, self._process.kill)
-        self._interrupt_again()
-
-    def _interrupt_again(self) -> None:
-        if self._activity is not None and not self._activity.is_over:
-            self._process.interrupt()
-            self._later(INTERRUPT_AGAIN, self._interrupt_again)
+    def stop(self, reason: StopReason) -> bool:
+        """Make the run that is going on stop; False where there is none."""
+        return self._activity is not None and self._activity.stop(reason)
 
     @property
     def is_running(self) -> bool:
         """Whether a run is going on."""
         return self._activity is not None and not self._activity.is_over
 
-    def _later(self, delay: float, function: Any, *args: Any) -> None:
-        self._timers.append(self._loop.call_later(delay, function, *args))
-
-    def _cancel_timers(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-
-    def _on_backpressure(self, wait: bool) -> None:
+    def _hold_back(self, wait: bool) -> None:
         for pipe in self._pipes:
             if wait:
                 pipe.pause()

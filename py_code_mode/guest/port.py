@@ -191,8 +191,7 @@ class Port:
             "run": self.run_id,
             "ns": namespace,
             "method": method,
-            "args": values.encode(tuple(args), segments, accepts=self.accepts),
-            "kwargs": values.encode(dict(kwargs), segments, accepts=self.accepts),
+            "args": values.encode((tuple(args), dict(kwargs)), segments, accepts=self.accepts),
         }
         with self._turn:
             self._next_id += 1

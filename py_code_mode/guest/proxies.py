@@ -64,7 +64,7 @@ class Namespace:
     def __init__(self, caller: Caller, name: str, description: Mapping[str, Any]) -> None:
         self._caller = caller
         self._name = name
-        self._methods = [str(method["name"]) for method in description["methods"]]
+        self._methods: list[str] = [str(method["name"]) for method in description["methods"]]
         self.__doc__ = str(description["doc"])
         for method in description["methods"]:
             bound = Method(caller, name, method["name"], method["signature"], method["doc"])
