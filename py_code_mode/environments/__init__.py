@@ -8,7 +8,11 @@ from py_code_mode.environments.base import (
     host_environment,
     realise,
 )
-from py_code_mode.environments.interpreters import Interpreter, find_interpreter
+from py_code_mode.environments.interpreters import (
+    Interpreter,
+    available_interpreters,
+    find_interpreter,
+)
 from py_code_mode.environments.overlay import InstallReport, Overlay, RemovalReport
 
 __all__ = [
@@ -19,6 +23,7 @@ __all__ = [
     "Interpreter",
     "Overlay",
     "RemovalReport",
+    "available_interpreters",
     "cache_root",
     "find_interpreter",
     "host_environment",

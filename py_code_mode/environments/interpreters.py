@@ -189,7 +189,8 @@ def _version_in_name(folder: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in found[1].split(".")) if found else ()
 
 
-def _available() -> tuple[str, ...]:
+def available_interpreters() -> tuple[Interpreter, ...]:
+    """Every interpreter here that a guest can run on, oldest first; blocks while they are run."""
     paths = [
         path
         for folder in _path_folders()
@@ -206,8 +207,13 @@ def _available() -> tuple[str, ...]:
         answer = _probe(path)
         if isinstance(answer, Interpreter) and _refusal(answer) is None:
             found.setdefault(answer.path, answer)
-    ordered = sorted(found.values(), key=lambda each: (each.version, str(each.path)))
-    return tuple(f"{'.'.join(map(str, each.version))} ({each.path})" for each in ordered)
+    return tuple(sorted(found.values(), key=lambda each: (each.version, str(each.path))))
+
+
+def _available() -> tuple[str, ...]:
+    return tuple(
+        f"{'.'.join(map(str, each.version))} ({each.path})" for each in available_interpreters()
+    )
 
 
 # --- one interpreter ----------------------------------------------------------------------------

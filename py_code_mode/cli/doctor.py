@@ -1,0 +1,321 @@
+"""``py-code-mode doctor``: what this machine has, and what to do about what it lacks.
+
+What is told is found by trying: a worker is started, an index is asked.
+"""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import anyio
+import anyio.to_thread
+import typer
+
+from py_code_mode.cli.cell import tell_of_first_environment
+from py_code_mode.cli.loop import complete
+from py_code_mode.cli.options import Base, Json, workspace
+from py_code_mode.cli.terminal import has_colours, show_json, show_text
+from py_code_mode.errors import CodeModeError
+
+#: Seconds that a package index may take to answer.
+NETWORK_TIMEOUT = 20.0
+#: Seconds that the first worker may take; the first on a machine installs its environment.
+WORKER_TIMEOUT = 600.0
+DISTRIBUTION = "py-code-mode"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One line of the report; `remedy` says what to do, unless all is well."""
+
+    name: str
+    level: Literal["ok", "warning", "problem"]
+    text: str
+    remedy: str = ""
+
+
+def doctor(
+    base: Base = None,
+    network: Annotated[
+        bool, typer.Option("--network", help="Ask the package index too, for a few seconds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell what this machine has, and what to do about what it lacks.
+
+    Starts a worker. Exit status: 1 where code cannot be run.
+    """
+    checks = complete(_examine, workspace(base), network, as_json)
+    works = all(check.level != "problem" for check in checks)
+    if as_json:
+        show_json({"ok": works, "checks": [asdict(check) for check in checks]})
+    raise typer.Exit(0 if works else 1)
+
+
+async def _examine(base: Path, network: bool, quiet: bool) -> list[Check]:
+    steps: list[Callable[[], Awaitable[list[Check]]]] = [
+        _blocking(_python),
+        _blocking(_uv),
+        _blocking(_cache),
+        _blocking(_executors),
+        lambda: _worker(quiet),
+        _blocking(_sandbox),
+        lambda: _workspace(base, base.is_dir()),
+        _blocking(_extras),
+    ]
+    if network:
+        steps.append(_index)
+    found: list[Check] = []
+    for step in steps:
+        checks = await step()
+        found += checks
+        if not quiet:
+            for check in checks:
+                _show(check)
+    return found
+
+
+def _blocking(check: Callable[[], Iterator[Check]]) -> Callable[[], Awaitable[list[Check]]]:
+    async def run() -> list[Check]:
+        return await anyio.to_thread.run_sync(lambda: list(check()))
+
+    return run
+
+
+_COLOURS = {"ok": "32", "warning": "33", "problem": "31"}
+
+
+def _show(check: Check) -> None:
+    level = f"{check.level:<8}"
+    if sys.stdout.isatty() and has_colours():
+        level = f"\x1b[{_COLOURS[check.level]}m{level}\x1b[0m"
+    remedy = f"\n         -> {check.remedy}" if check.remedy else ""
+    show_text(f"{level} {check.name}: {check.text}{remedy}")
+
+
+def _python() -> Iterator[Check]:
+    from py_code_mode.environments import available_interpreters
+
+    yield Check(
+        name="host",
+        level="ok",
+        text=f"Python {platform.python_version()} ({sys.executable}), {platform.platform()}",
+    )
+    try:
+        found = available_interpreters()
+    except CodeModeError as error:
+        yield Check(name="interpreters", level="problem", text=str(error), remedy="install Python")
+        return
+    shown = ", ".join(f"{'.'.join(map(str, each.version))} ({each.path})" for each in found)
+    yield Check(name="interpreters", level="ok", text=f"for python_version: {shown}")
+
+
+def _uv() -> Iterator[Check]:
+    from py_code_mode.environments.uv import run_uv_blocking
+
+    remedy = f"install it beside {DISTRIBUTION}: {sys.executable} -m pip install uv"
+    try:
+        answer = run_uv_blocking("--version", timeout=NETWORK_TIMEOUT)
+        import uv
+
+        where = uv.find_uv_bin()
+    except (CodeModeError, OSError) as error:
+        yield Check(name="uv", level="problem", text=str(error), remedy=remedy)
+        return
+    if answer.is_ok:
+        yield Check(name="uv", level="ok", text=f"{answer.stdout.strip()} ({where})")
+    else:
+        text = f"{where} fails: {answer.stderr.strip()[-200:]}"
+        yield Check(name="uv", level="problem", text=text, remedy=remedy)
+
+
+def _cache() -> Iterator[Check]:
+    from py_code_mode.environments import cache_root
+
+    root = cache_root()
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not os.access(existing, os.W_OK):
+        remedy = "set PY_CODE_MODE_CACHE to a folder that you may write"
+        text = f"{root} cannot be written"
+        yield Check(name="environments", level="problem", text=text, remedy=remedy)
+        return
+    try:
+        kept = [folder for folder in root.iterdir() if folder.is_dir()]
+    except FileNotFoundError:
+        text = f"none yet in {root}; the first worker installs one from the package index"
+        yield Check(name="environments", level="ok", text=text)
+        return
+    text = f"{len(kept)} in {root}, {_size(root) / 1e6:,.0f} MB"
+    yield Check(name="environments", level="ok", text=text)
+
+
+def _size(folder: Path) -> int:
+    total, waiting = 0, [os.fspath(folder)]
+    seen: set[tuple[int, int]] = set()  # uv makes hard links: count a file once
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                        continue
+                    stat = entry.stat(follow_symlinks=False)
+                    if (stat.st_dev, stat.st_ino) not in seen:
+                        seen.add((stat.st_dev, stat.st_ino))
+                        total += stat.st_size
+        except OSError:
+            continue  # removed meanwhile, or not ours to read: what is left is a good estimate
+    return total
+
+
+def _executors() -> Iterator[Check]:
+    from py_code_mode.execution.registry import executor_class, executor_names
+
+    for name in executor_names():
+        try:
+            offers = ", ".join(sorted(executor_class(name).offers))
+        except CodeModeError as error:
+            remedy = "update or remove the package that it comes from"
+            yield Check(name=f"executor {name}", level="warning", text=str(error), remedy=remedy)
+        else:
+            yield Check(name=f"executor {name}", level="ok", text=f"offers {offers}")
+
+
+async def _worker(quiet: bool) -> list[Check]:
+    from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
+    from py_code_mode.session import Session
+    from py_code_mode.storage import MemoryStorage
+
+    remedy = "see the lines above, and try again with --network where a package could not be had"
+    if not quiet:
+        tell_of_first_environment()
+    began = time.perf_counter()
+    try:
+        with anyio.fail_after(WORKER_TIMEOUT):
+            executor = SubprocessExecutor(SubprocessConfig(default_timeout=30.0))
+            async with Session(MemoryStorage(), executor) as session:
+                started = time.perf_counter() - began
+                result = await session.run("1 + 1")
+                environment = executor.environment
+    except TimeoutError:
+        text = f"did not start within {WORKER_TIMEOUT:g} s"
+        return [Check(name="worker", level="problem", text=text, remedy=remedy)]
+    except (CodeModeError, OSError) as error:
+        return [Check(name="worker", level="problem", text=str(error), remedy=remedy)]
+    if result.value != 2:
+        text = f"1 + 1 gave {result.error or result.value!r}"
+        return [Check(name="worker", level="problem", text=text, remedy=remedy)]
+    version = ".".join(map(str, environment.version))
+    text = (
+        f"started in {started * 1e3:,.0f} ms, Python {version}, {len(environment.packages)} "
+        f"packages; 1 + 1 took {result.duration * 1e3:.1f} ms"
+    )
+    return [Check(name="worker", level="ok", text=text)]
+
+
+def _sandbox() -> Iterator[Check]:
+    yield Check(
+        name="sandbox",
+        level="warning",
+        text="none in this version: the worker may do whatever your user may",
+        remedy="run code that you do not trust as a user, or in a container, of its own",
+    )
+
+
+async def _workspace(base: Path, exists: bool) -> list[Check]:
+    from py_code_mode.storage import FileStorage
+    from py_code_mode.tools.registry import ToolRegistry
+    from py_code_mode.workspace import read_config
+
+    name = f"workspace {base}"
+    if not exists:
+        return [Check(name=name, level="ok", text="is not there yet; it is made when written to")]
+    storage = FileStorage(base)
+    try:
+        read_config(storage.base_path)
+        tools = ToolRegistry(storage.get_tool_store(), folder=storage.base_path)
+        count = len(await tools.names())
+        faults = [f"tools/{problem}" for problem in await tools.problems()]
+        workflows = await anyio.to_thread.run_sync(storage.get_workflow_library().list)
+        requirements = storage.get_deps_store()
+        faults += [
+            f"workflows/{each['name']}.py: {each['error']}" for each in workflows if "error" in each
+        ]
+        faults += map(str, await anyio.to_thread.run_sync(requirements.problems))
+    except (CodeModeError, OSError) as error:
+        return [Check(name=name, level="problem", text=str(error), remedy="correct that file")]
+    usable = sum("error" not in each for each in workflows)
+    found = [Check(name=name, level="ok", text=f"{count} tools, {usable} workflows")]
+    found += [
+        Check(name=name, level="warning", text=fault, remedy="correct that file; it is left out")
+        for fault in faults
+    ]
+    return found
+
+
+def _extras() -> Iterator[Check]:
+    from importlib.metadata import PackageNotFoundError, metadata, requires, version
+
+    from packaging.requirements import Requirement
+
+    try:
+        extras = metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+        needs = [Requirement(text) for text in requires(DISTRIBUTION) or ()]
+    except PackageNotFoundError:
+        return  # run from a source tree that is not installed: there is nothing to compare with
+    for extra in sorted(set(extras) - {"test"}):
+        missing: list[str] = []
+        for need in needs:
+            marker = need.marker
+            if marker is None or marker.evaluate({"extra": ""}):
+                continue
+            if marker.evaluate({"extra": extra}):
+                try:
+                    if not need.specifier.contains(version(need.name), prereleases=True):
+                        missing.append(str(need.name))
+                except PackageNotFoundError:
+                    missing.append(need.name)
+        if missing:
+            yield Check(
+                name=f"extra {extra}",
+                level="warning",
+                text=f"not installed: {', '.join(missing)}",
+                remedy=f"if you want it: {sys.executable} -m pip install '{DISTRIBUTION}[{extra}]'",
+            )
+        else:
+            yield Check(name=f"extra {extra}", level="ok", text="installed")
+
+
+async def _index() -> list[Check]:
+    """Ask the index for a package, without the cache and without installing it."""
+    from tempfile import TemporaryDirectory
+
+    from py_code_mode.environments.uv import run_uv
+
+    began = time.perf_counter()
+    with TemporaryDirectory(prefix="code-mode-") as folder:
+        options = ["--dry-run", "--no-cache", "--no-deps", "--target", folder]
+        options += ["--python", sys.executable]
+        try:
+            answer = await run_uv("pip", "install", *options, "--", "pip", timeout=NETWORK_TIMEOUT)
+        except (CodeModeError, OSError) as error:
+            reason = str(error)
+        else:
+            reason = "" if answer.is_ok else (answer.stderr.strip().splitlines() or ["?"])[-1]
+    if not reason:
+        text = f"packages can be found; it took {time.perf_counter() - began:.1f} s"
+        return [Check(name="package index", level="ok", text=text)]
+    return [
+        Check(
+            name="package index",
+            level="warning",
+            text=f"cannot be reached: {reason[:300]}",
+            remedy="connect to the network, or set UV_DEFAULT_INDEX or PIP_INDEX_URL to an index; "
+            "what is in uv's cache works without",
+        )
+    ]

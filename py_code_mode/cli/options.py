@@ -1,0 +1,104 @@
+"""The options that commands share, and the workspace they choose."""
+
+# Without `from __future__ import annotations`: typer reads the annotations.
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeAlias, cast
+
+import typer
+
+from py_code_mode.workspace import FOLDER, find_workspace
+
+Base: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--base",
+        metavar="DIR",
+        help="Workspace folder.  [default: the nearest .code-mode, else ./.code-mode]",
+        show_default=False,
+    ),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Executor: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        metavar="NAME",
+        help="Where the code runs: subprocess, in_process, or one that is installed.  "
+        "[default: what the workspace says, else subprocess]",
+        show_default=False,
+    ),
+]
+Timeout: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        help="Stop the code after so many seconds.  "
+        "[default: what the workspace says, else no limit]",
+        show_default=False,
+    ),
+]
+Figures: TypeAlias = Annotated[
+    Path,
+    typer.Option("--figures", metavar="DIR", help="Where figures and images are saved."),
+]
+Workdir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--workdir",
+        metavar="DIR",
+        help="The code's current directory; `.` for this one.  "
+        "[default: a new one, removed at the end]",
+        show_default=False,
+    ),
+]
+Sync: TypeAlias = Annotated[
+    bool,
+    typer.Option("--sync/--no-sync", help="Install the workspace's requirements.txt first."),
+]
+Query: TypeAlias = Annotated[list[str], typer.Argument(metavar="WORDS...", show_default=False)]
+Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]
+Arguments: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="A value is JSON where it can be read as such, else text.",
+        show_default=False,
+    ),
+]
+
+
+def workspace(base: Path | None) -> Path:
+    """The folder to use; it may not exist, and is empty then."""
+    if base is not None:
+        base = base.expanduser()
+        if base.exists() and not base.is_dir():
+            raise typer.BadParameter(f"{base} is not a folder", param_hint="--base")
+        return base
+    here = Path.cwd()
+    return find_workspace(here) or here / FOLDER
+
+
+def key_values(given: list[str] | None) -> dict[str, Any]:
+    """``["a=1", "b=x"]`` as ``{"a": 1, "b": "x"}``; a usage error for anything else."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="KEY=VALUE")
+        if key in found:
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint="KEY=VALUE")
+        found[key] = _value(value)
+    return found
+
+
+def _value(text: str) -> object:
+    try:
+        return cast("object", json.loads(text, parse_constant=_not_json))
+    except (ValueError, RecursionError):
+        return text
+
+
+def _not_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,113 @@
+"""``py-code-mode run``: a script, or code from the command line, in a session of its own."""
+
+import io
+import sys
+import tokenize
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from py_code_mode.cli.cell import Cell, Place, run_cell
+from py_code_mode.cli.options import (
+    Base,
+    Executor,
+    Figures,
+    Json,
+    Sync,
+    Timeout,
+    Workdir,
+    workspace,
+)
+
+EPILOG = """\
+\b
+Examples:
+  py-code-mode run script.py
+  py-code-mode run -c "1 + 1"
+  echo "print(tools.list())" | py-code-mode run -
+  py-code-mode run -c "open('data.csv').read()" --workdir .
+  py-code-mode run script.py --timeout 60 --json
+
+\b
+Exit status:
+  0    the code succeeded
+  1    it raised an exception, or its worker died
+  n    it called sys.exit(n)
+  2    wrong usage, or it could not be run at all
+  124  it took longer than --timeout
+  130  Ctrl-C
+"""
+
+
+def run(
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="A Python file; `-` is stdin.", show_default=False),
+    ] = None,
+    code: Annotated[
+        str | None,
+        typer.Option("-c", metavar="CODE", help="Python code.", show_default=False),
+    ] = None,
+    base: Base = None,
+    executor: Executor = None,
+    timeout: Timeout = None,
+    workdir: Workdir = None,
+    sync: Sync = True,
+    figures: Figures = Path(),
+    as_json: Json = False,
+) -> None:
+    """Run Python in a session: with tools, workflows, artifacts and deps at hand.
+
+    Output appears as it is written, then the value of the last expression. Figures and images are
+    saved as files; their names are told on stderr. With --json, stdout is one JSON object instead.
+
+    The code runs in a worker process with an environment of its own (numpy, pandas and pyarrow
+    are there). It is not a sandbox: the code may do whatever you may.
+    """
+    place = Place(
+        base=workspace(base),
+        executor=executor,
+        timeout=check_timeout(timeout),
+        workdir=check_workdir(workdir),
+        sync=sync,
+    )
+    raise typer.Exit(run_cell(_cell(file, code), place, figures=figures, as_json=as_json))
+
+
+def check_timeout(timeout: float | None) -> float | None:
+    """The timeout; a usage error unless it is above zero."""
+    if timeout is not None and not timeout > 0:
+        raise typer.BadParameter("it must be above 0 seconds", param_hint="--timeout")
+    return timeout
+
+
+def check_workdir(workdir: Path | None) -> Path | None:
+    """The folder, absolute; a usage error unless it exists."""
+    if workdir is None:
+        return None
+    workdir = workdir.expanduser().absolute()
+    if not workdir.is_dir():
+        raise typer.BadParameter(f"{workdir} is not a folder", param_hint="--workdir")
+    return workdir
+
+
+def _cell(file: str | None, code: str | None) -> Cell:
+    if (file is None) == (code is None):
+        raise typer.BadParameter("give a FILE, `-` for stdin, or -c CODE", param_hint="FILE")
+    if code is not None:
+        return Cell(code=code)
+    assert file is not None
+    if file == "-":
+        return Cell(code=decode_source(sys.stdin.buffer.read(), "stdin"))
+    path = Path(file).expanduser()
+    return Cell(code=decode_source(path.read_bytes(), file), file=path.absolute())
+
+
+def decode_source(data: bytes, name: str) -> str:
+    """Python source as text, by its encoding declaration (PEP 263); a usage error if it fails."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        return io.TextIOWrapper(io.BytesIO(data), encoding).read()  # line ends become \n
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{name} is not Python source: {error}") from error

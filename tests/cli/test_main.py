@@ -1,0 +1,115 @@
+"""The command as a whole: help, version, what it imports."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .conftest import COMMAND, LIMIT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import OnTerminal, Run
+
+
+def test_help_names_every_command_and_shows_examples(run: Run) -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("run", "tools", "workflows", "artifacts", "deps", "doctor"):
+        assert f"\n  {command} " in done.stdout
+    assert '  py-code-mode run -c "1 + 1"\n' in done.stdout
+
+
+@pytest.mark.parametrize("group", ["tools", "workflows", "artifacts", "deps"])
+def test_help_of_a_group_shows_examples(run: Run, group: str) -> None:
+    assert f"Examples:\n    py-code-mode {group} " in run(group, "--help").stdout
+
+
+def test_help_of_run_tells_the_exit_status(run: Run) -> None:
+    assert "  124  it took longer" in run("run", "--help").stdout
+
+
+def test_version_is_the_distributions(run: Run) -> None:
+    assert run("--version").stdout == f"py-code-mode {version('py-code-mode')}\n"
+
+
+def test_unknown_command_is_a_usage_error(run: Run) -> None:
+    done = run("dance")
+    assert done.returncode == 2
+    assert "dance" in done.stderr
+
+
+def test_no_command_shows_the_help(run: Run) -> None:
+    done = run()
+    assert "Usage: py-code-mode" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "-c", "print('y')\n5"]])
+def test_reader_that_does_not_read_is_no_error(here: Path, arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=here, stdout=writer, stderr=subprocess.PIPE, timeout=LIMIT
+        )
+    finally:
+        os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode in (1, 141)  # 1: the help is printed by a library with a view of its own
+
+
+def test_output_survives_a_stream_that_cannot_say_it(run: Run) -> None:
+    done = run("run", "-c", "print('é')\n'漢'", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stdout) == (0, "\\xe9\n'\\u6f22'\n")
+
+
+def test_help_comes_at_once(run: Run) -> None:
+    took: list[float] = []
+    for _ in range(3):
+        began = time.perf_counter()
+        run("--help")
+        took.append(time.perf_counter() - began)
+    assert min(took) < 1.0  # half a second, and as much for a machine that is busy
+
+
+def test_library_does_not_import_what_the_command_line_needs() -> None:
+    code = (
+        "import sys, py_code_mode; from py_code_mode import Session, FileStorage\n"
+        "print(sorted({'typer', 'rich', 'click', 'py_code_mode.cli'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_help_does_not_import_what_it_does_not_need() -> None:
+    code = (
+        "import sys, py_code_mode.cli.main\n"
+        "heavy = {'pandas', 'numpy', 'pyarrow', 'yaml', 'rich', 'jsonschema', 'uv'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_listings_are_tables_on_a_terminal(on_terminal: OnTerminal, here: Path) -> None:
+    folder = here / ".code-mode" / "artifacts"
+    folder.mkdir(parents=True)
+    (folder / "[b]notes.txt").write_text("12345")
+    status, shown = on_terminal("artifacts", "list", NO_COLOR="1")
+    header, rule, row = re.sub(r"\x1b\[[0-9;]*m", "", shown).strip().splitlines()
+    assert status == 0
+    assert header.split() == ["name", "type", "size", "created_at", "description"]
+    assert set(rule.strip()) == {"─"}
+    assert row.split()[:3] == ["[b]notes.txt", "file", "5"]

@@ -1,0 +1,69 @@
+"""What a guest's text becomes before a terminal gets it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from py_code_mode.cli.terminal import Screen, printable
+
+SAFE = {"\n", "\t"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\ttext\n", "plain\ttext\n"),
+        ("\x1b[1;31mred\x1b[0m", "\x1b[1;31mred\x1b[0m"),
+        ("\x1b[38;5;8mgrey", "\x1b[38;5;8mgrey"),
+        ("\x1b[38;2;8;8;8mgrey", "\x1b[38;2;8;8;8mgrey"),
+        ("\x1b[8mhidden", "\\x1b[8mhidden"),
+        ("\x1b[0;08mhidden", "\\x1b[0;08mhidden"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("\x1b]0;title\x07", "\\x1b]0;title\\x07"),
+        ("\x9b2J", "\\x9b2J"),
+        ("over\rwritten", "over\\x0dwritten"),
+        ("line\r\n", "line\n"),
+        ("a\x08b\x7f", "a\\x08b\\x7f"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("naïve 漢字 🙂", "naïve 漢字 🙂"),
+    ],
+)
+def test_colours_stay_and_the_rest_is_escaped(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_colours_can_be_left_out() -> None:
+    assert printable("\x1b[1;31mred\x1b[0m", colours=False) == "red"
+
+
+@given(st.text(alphabet=st.sampled_from("\x1b[]0;8m\r\n\t\x07\x9bab")))
+def test_nothing_but_colours_is_left(text: str) -> None:
+    shown = printable(text, colours=False)
+    assert all(char.isprintable() or char in SAFE for char in shown)
+
+
+class Terminal(io.StringIO):
+    """A terminal that is no descriptor."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+async def test_pieces_give_the_same_as_the_whole(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    text = "a\x1b[31mred\x1b[0m b\r\nc\x1b[2Jd\r"
+    terminal = Terminal()
+    screen = Screen(terminal)
+    for at in range(0, len(text), size):
+        await screen.write(text[at : at + size])
+    await screen.finish()
+    assert terminal.getvalue() == printable(text) + "\x1b[0m"
