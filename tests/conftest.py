@@ -7,7 +7,6 @@ tasks of the event loop, temporary folders.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import functools
 import gc
 import inspect
@@ -33,19 +32,11 @@ pytest.register_assert_rewrite("py_code_mode.testing.executors", "py_code_mode.t
 PATIENCE = 10.0
 _PAUSE = 0.01
 _LIBRARIES = sysconfig.get_path("purelib") + os.sep
-_SET_CHILD_SUBREAPER = 36  # man 2 prctl
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def adopt_orphans() -> None:
-    """Children of a child that died become ours: so none of them can get out of sight."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -86,28 +77,41 @@ class _Present:
 
 def _processes() -> frozenset[tuple[int, float, str]]:
     found: set[tuple[int, float, str]] = set()
-    for child in psutil.Process().children(recursive=True):
+    for child in (*psutil.Process().children(recursive=True), *_orphans()):
         try:
             command = " ".join(child.cmdline()) or child.name()
-            if child.status() == psutil.STATUS_ZOMBIE and _is_adopted(child.pid):
-                os.waitpid(child.pid, os.WNOHANG)
-                continue
             found.add((child.pid, child.create_time(), command[:200]))
-        except (psutil.NoSuchProcess, ChildProcessError):
+        except psutil.NoSuchProcess:
             continue
     # multiprocessing keeps one for the life of the process
     return frozenset(entry for entry in found if "multiprocessing.resource_tracker" not in entry[2])
 
 
-def _is_adopted(pid: int) -> bool:
-    """Whether a dead child is an orphan that nobody but us can reap.
+_strangers: set[int] = set()
 
-    What the library starts leads a session of its own and must be reaped by the library.
+
+def _orphans() -> Iterator[psutil.Process]:
+    """Processes whose parent is gone; that they are of this test run, the temporary folder tells.
+
+    A parent that takes orphans in (man 2 prctl, PR_SET_CHILD_SUBREAPER) would alter what the tests
+    see of their own children.
     """
-    try:
-        return os.getsid(pid) != pid
-    except ProcessLookupError:
-        return False
+    if sys.platform != "linux":
+        return
+    ours = f"TMPDIR={tempfile.gettempdir()}".encode()
+    running = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    for pid in running - _strangers - {os.getpid()}:
+        try:
+            is_ours = ours in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            is_ours = False
+        if is_ours:
+            try:
+                yield psutil.Process(pid)
+            except psutil.NoSuchProcess:
+                continue
+        else:
+            _strangers.add(pid)
 
 
 def _threads() -> frozenset[threading.Thread]:
