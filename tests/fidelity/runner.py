@@ -24,7 +24,7 @@ class Outcomes(unittest.TestResult):
         if self.outcomes.get(name) not in ("fail", "error"):
             self.outcomes[name] = outcome
         if error is not None:
-            self.details.setdefault(name, self._exc_info_to_string(error, test)[-3000:])  # type: ignore
+            self.details.setdefault(name, self._exc_info_to_string(error, test)[-3000:])  # type: ignore[attr-defined]
 
     def addSuccess(self, test: Any) -> None:
         self.note(test, "ok")

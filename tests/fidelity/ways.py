@@ -54,30 +54,33 @@ if __name__ == "__main__":
         json.dump(report, file)
 """
 
-_THREAD = """import json, sys, threading
-
-def work():
-    variables = {{"__name__": "runner"}}
-    exec({source!r}, variables)
-    report = variables["run_module"]({module!r}, {left_out!r})
-    with open({path!r}, "w") as file:
-        json.dump(report, file)
-
-thread = threading.Thread(target=work, daemon=True)
-thread.start()
-thread.join()
-"""
-
-_IN_PROCESS = """import json, sys
+#: The host program of both ways with a thread. It runs an event loop on its main thread, has loaded
+#: the same libraries, and takes SIGINT, which tests send to the process, for itself.
+_HOST = """import asyncio, json, signal, sys, threading
 import anyio
 from py_code_mode import Session
+from py_code_mode.execution import in_process
+
+async def by_thread(source):
+    loop, done, variables = asyncio.get_running_loop(), asyncio.Event(), {{"__name__": "runner"}}
+    def work():
+        exec(source, variables)
+        variables["report"] = variables["run_module"](*{arguments!r})
+        loop.call_soon_threadsafe(done.set)
+    threading.Thread(target=work, daemon=True).start()
+    await done.wait()
+    return variables["report"]
+
+async def by_session(source):
+    async with Session.inprocess({base!r}, timeout=None) as session:
+        result = await session.run(source + "\\n\\nrun_module(*{arguments!r})")
+        return result.value if result.is_ok else {{"failure": result.error}}
 
 async def main():
-    async with Session.inprocess({base!r}, timeout=None) as session:
-        result = await session.run({source!r})
-        report = result.value if result.is_ok else {{"failure": result.error}}
-        with open({path!r}, "w") as file:
-            json.dump(report, file)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+    report = await {way}({runner!r})
+    with open({path!r}, "w") as file:
+        json.dump(report, file)
 
 anyio.run(main)
 """
@@ -121,20 +124,19 @@ class Bench:
             path = str(Path(folder, "report.json"))
             if way == "plain":
                 python = self.python
-                source = _PLAIN.format(
-                    runner=RUNNER, module=module, left_out=left_out, path=path
-                )
-            elif way == "thread":
-                python = sys.executable
-                source = _THREAD.format(
-                    source=RUNNER, module=module, left_out=left_out, path=path
-                )
+                source = _PLAIN.format(runner=RUNNER, module=module, left_out=left_out, path=path)
             else:
                 python = sys.executable
-                source = _IN_PROCESS.format(base=folder, source=cell(module, left_out), path=path)
-            return self._in_process(python, source, work, Path(path), timeout)
+                source = _HOST.format(
+                    arguments=(module, left_out),
+                    base=folder,
+                    way="by_thread" if way == "thread" else "by_session",
+                    runner=RUNNER,
+                    path=path,
+                )
+            return self._in_a_process(python, source, work, Path(path), timeout)
 
-    def _in_process(
+    def _in_a_process(
         self, python: str, source: str, work: Path, path: Path, timeout: float
     ) -> Report:
         child = subprocess.Popen(
