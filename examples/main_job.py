@@ -21,9 +21,9 @@ HERE = Path(__file__).parent
 WORKSPACE = HERE / "output" / "main_job"
 
 LOAD = """
-wine = tools.dataset(name="wine")         # a Python tool: it runs on the host, a DataFrame comes back
-host = tools.uname.platform().strip()     # a command line tool: tools/uname.yaml
-print(f"{len(wine)} wines, {wine.shape[1] - 1} measurements, {wine.target.nunique()} growers; on {host}")
+wine = tools.dataset(name="wine")      # a Python tool: runs on the host, gives a DataFrame
+host = tools.uname.platform().strip()  # a command line tool: tools/uname.yaml
+print(f"on {host}: {len(wine)} wines of {wine.target.nunique()} growers")
 wine.describe().loc[["mean", "std"], ["alcohol", "flavanoids", "proline"]].round(2)
 """
 
@@ -42,12 +42,13 @@ async def run(frame, by: str, top: int = 5):
 
 USE_WORKFLOW = """
 separation = workflows.separation(frame=wine, by="target", top=3)
-artifacts.save("separation", separation.round(3).to_dict(), description="Which measurements tell growers apart")
+note = "Which measurements tell growers apart"
+artifacts.save("separation", separation.round(3).to_dict(), description=note)
 separation.round(2)
 """
 
 CHART = """
-installed = deps.add("matplotlib")        # into this session's own packages, usable at once
+installed = deps.add("matplotlib")  # into this session's own packages, usable at once
 if installed["failed"]:
     raise RuntimeError(installed["errors"])
 
