@@ -23,8 +23,8 @@ CodeModeError
 ├── CallFailed (RuntimeError), InvalidCall (TypeError), NoActiveRun (RuntimeError)
 ├── DependencyError ─ InvalidRequirement (ValueError), RuntimeDepsDisabled (PermissionError)
 ├── InvalidName (ValueError)
-├── ToolError (RuntimeError) ─ ToolArgumentError (ValueError), ToolFailed, ToolNotFound (LookupError),
-│                              ToolTimeout (TimeoutError)
+├── ToolError (RuntimeError) ─ ToolArgumentError (ValueError), ToolFailed,
+│                              ToolNotFound (LookupError), ToolTimeout (TimeoutError)
 ├── ValueNotPortable (TypeError)
 └── WorkflowError ─ InvalidWorkflow (ValueError), WorkflowNotFound (LookupError),
                     WorkflowTooDeep (RecursionError)

@@ -52,14 +52,12 @@ def _public(service: type[Service]) -> list[tuple[str, Callable[..., Any]]]:
 class Tools(Service):
     """Functions and programs of the host: tools.<name>(...), tools.<name>.<recipe>(...)."""
 
-    hidden = frozenset({"call", "names", "recipes"})
+    hidden = frozenset({"names", "recipes"})
     errors = ("ToolArgumentError", "ToolError", "ToolFailed", "ToolNotFound", "ToolTimeout")
 
     def __init__(self, registry: ToolRegistry) -> None:
         super().__init__()
         self._registry = registry
-        # the registry's own call: nothing is added on the way of the most frequent call
-        self.methods["call"] = registry.call, inspect.signature(registry.call)
 
     async def list(self) -> list[dict[str, Any]]:
         """All tools: name, description, tags, parameters, recipes."""
@@ -71,6 +69,13 @@ class Tools(Service):
 
     async def names(self) -> list[str]:
         return await self._registry.names()
+
+    def call(
+        self, target: str, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> Awaitable[object]:
+        """Call a tool by name, or a recipe as ``name.recipe``: both come as methods."""
+        tool, _, recipe = target.partition(".")
+        return self._registry.call(tool, recipe or None, args, kwargs)
 
     async def recipes(self, tool: str) -> list[dict[str, Any]]:
         entry = await self._registry.describe(tool)
@@ -230,6 +235,8 @@ class Namespaces:
         service = self._services.get(namespace)
         found = service.methods.get(method) if service is not None else None
         if found is None:
+            if service is self.tools:
+                return await self.tools.call(method, args, kwargs)
             raise InvalidCall(f"{namespace}.{method}", "there is no such method")
         function, signature = found
         try:

@@ -22,22 +22,28 @@ State: TypeAlias = Literal["kept", "restored", "lost"]
 _NO_METADATA: Mapping[str, JsonValue] = MappingProxyType({})
 
 
+#: What made a run fail: its own code, its deadline, somebody's interrupt, or the guest's death.
+Cause: TypeAlias = Literal["code", "timeout", "interrupt", "death"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """Why a run did not succeed.
 
     Attributes:
-        type: name of the exception's class, or of the event: ``Timeout``, ``Interrupted``,
+        type: name of the exception's class, or of the event: ``TimeoutError``, ``Interrupted``,
             ``GuestDied``.
         message: what the exception says, without its type.
         traceback: as Python prints it, the user's own lines only; empty where there is none.
         lineno: line of the run's own code that failed, counted from 1.
+        cause: ``code``, or what came from outside it: ``timeout``, ``interrupt``, ``death``.
     """
 
     type: str
     message: str
     traceback: str = ""
     lineno: int | None = None
+    cause: Cause = "code"
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type

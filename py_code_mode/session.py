@@ -7,18 +7,21 @@ when a caller goes away.
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 import uuid
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, cast
 
 import anyio
 from anyio.abc import AsyncResource
 
-from py_code_mode.errors import EnvironmentFailed, ReentrantRun, SessionClosed
+from py_code_mode.errors import (
+    EnvironmentFailed,
+    ExecutorClosed,
+    ReentrantRun,
+    SessionClosed,
+)
 from py_code_mode.execution.executor import (
     Bind,
     Capability,
@@ -29,12 +32,14 @@ from py_code_mode.execution.executor import (
     RunRequest,
     Setup,
 )
+from py_code_mode.execution.supervisor import to_the_end
 from py_code_mode.results import ExecutionResult, Handle, State, shorten
+from py_code_mode.scratch import Scratch
 from py_code_mode.storage import FileStorage, StorageBackend
 from py_code_mode.workspace import read_config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 
     from py_code_mode.namespaces import Namespaces
     from py_code_mode.tools.registry import ToolRegistry
@@ -45,6 +50,20 @@ _Phase: TypeAlias = Literal["not started", "starting", "open", "closed"]
 MAX_CODE = 8 << 20
 #: The runs that the current task serves a call of: (session id, run id).
 _serving: ContextVar[frozenset[tuple[str, int]]] = ContextVar("serving", default=frozenset())
+
+
+class RunPython(Protocol):
+    """What `Session.as_tool` gives: an async function with its description as data.
+
+    Attributes:
+        json_schema: name, description and parameters, as most model APIs take them.
+    """
+
+    json_schema: dict[str, Any]
+
+    async def __call__(self, code: str) -> str:
+        """Run code; give what a model should see."""
+        ...
 
 
 class _Default(float):
@@ -88,7 +107,7 @@ class Session(AsyncResource):
         self._phase: _Phase = "not started"
         self._started = anyio.Event()
         self._turn = anyio.Lock(fast_acquire=True)
-        self._folder: Path | None = None
+        self._scratch: Scratch | None = None
         self._registry: ToolRegistry | None = None
         self._namespaces: Namespaces | None = None
         self._runs = 0
@@ -259,11 +278,11 @@ class Session(AsyncResource):
             if cast("_Phase", self._phase) == "closed":
                 raise SessionClosed(self._id, "closed")
             self._phase = "open"
-        except BaseException:
-            self._phase = "closed"
-            with anyio.CancelScope(shield=True):
-                await self._executor.close()
-                await self._remove_folder()
+        except BaseException as error:
+            by_close, self._phase = cast("_Phase", self._phase) == "closed", "closed"
+            await to_the_end(self._free)
+            if by_close and isinstance(error, ExecutorClosed):
+                raise SessionClosed(self._id, self._phase) from error
             raise
         finally:
             self._started.set()
@@ -275,21 +294,22 @@ class Session(AsyncResource):
 
         config = self._executor.config
         registry = self._tools()
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="code-mode-"))
-        workdir = self._given_workdir or folder / "work"
-        workdir.mkdir(exist_ok=True, parents=True)
-        overlay_folder = folder / "packages"
-        overlay_folder.mkdir()
+        try:
+            self._scratch = scratch = Scratch.make()
+            workdir = self._given_workdir or scratch.workdir
+            workdir.mkdir(exist_ok=True, parents=True)
+        except OSError as error:
+            raise EnvironmentFailed("the session's folder", str(error)) from error
         setup = Setup(
             session_id=self._id,
             namespaces=Namespaces.describe(),
             workdir=workdir,
-            overlay=overlay_folder,
+            overlay=scratch.packages,
         )
         await self._executor.start(setup, self._answer)
         dependencies = Dependencies(
             self._storage.get_deps_store(),
-            Overlay(overlay_folder, self._executor.environment),
+            Overlay(scratch.packages, self._executor.environment),
             extra=config.extra_deps or (),
             allow_runtime=config.allow_runtime_deps,
         )
@@ -311,20 +331,24 @@ class Session(AsyncResource):
         Idempotent; bounded, whatever the guest does. Cancelled, it finishes first.
         """
         before, self._phase = self._phase, "closed"
-        with anyio.CancelScope(shield=True):
+
+        async def end() -> None:
             await self._executor.close()
             if before == "starting":
                 await self._started.wait()
-            await self._remove_folder()
+            await self._free()
+
+        await to_the_end(end)
+
+    async def _free(self) -> None:
+        await self._executor.close()
+        scratch, self._scratch = self._scratch, None
+        if scratch is not None:
+            await anyio.to_thread.run_sync(scratch.remove)
 
     async def aclose(self) -> None:
         """The same as `close`."""
         await self.close()
-
-    async def _remove_folder(self) -> None:
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            await anyio.to_thread.run_sync(shutil.rmtree, folder, True)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -363,6 +387,9 @@ class Session(AsyncResource):
             request = RunRequest(run_id=self._runs, code=code, timeout=limit)
             try:
                 outcome = await self._executor.run(request, on_output)
+            except ExecutorClosed:
+                self._check_open()
+                raise
             finally:
                 self._running = None
             return _result(outcome, request.run_id)
@@ -406,7 +433,11 @@ class Session(AsyncResource):
         self._check_not_serving()
         async with self._turn:
             self._check_open()
-            yield
+            try:
+                yield
+            except ExecutorClosed:
+                self._check_open()
+                raise
 
     async def put(self, name: str, value: object) -> None:
         """Make a value a variable of the guest; waits for a run that is going on.
@@ -573,7 +604,7 @@ class Session(AsyncResource):
                 lines += [_one_line(title.lower(), entry) for entry in entries]
         return shorten("\n".join(lines), 4 * max_tokens)
 
-    def as_tool(self) -> Callable[[str], Awaitable[str]]:
+    def as_tool(self) -> RunPython:
         """An async function of one text, for any agent framework.
 
         It runs the code in this session and gives `ExecutionResult.to_text`. Its attribute
@@ -594,8 +625,9 @@ class Session(AsyncResource):
                 "additionalProperties": False,
             },
         }
-        run_python.json_schema = schema  # pyright: ignore[reportFunctionMemberAccess]
-        return run_python
+        tool = cast("RunPython", run_python)
+        tool.json_schema = schema
+        return tool
 
 
 _INTRODUCTION = """\

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from py_code_mode.errors import ProtocolViolation, ValueNotPortable
 from py_code_mode.guest import values
@@ -10,6 +10,8 @@ from py_code_mode.guest.values import DEFAULT_LIMIT, LIBRARIES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from py_code_mode.guest.wire import Buffer
 
 __all__ = ["DEFAULT_LIMIT", "LIBRARIES", "decode_value", "encode_value"]
 
@@ -27,6 +29,10 @@ def decode_value(tree: object, segments: Sequence[object], *, writable: bool = F
         ValueNotPortable: an honest value that this side cannot hold: polars is not installed
             here, pandas is older, a time zone is unknown.
     """
+    size = sum(memoryview(cast("Buffer", segment)).nbytes for segment in segments)
+    if size > DEFAULT_LIMIT:
+        # a memfd that is nothing but holes costs its sender nothing, and whoever reads it its size
+        raise ProtocolViolation(f"a value of {size} bytes; the limit is {DEFAULT_LIMIT}")
     try:
         return values.decode(tree, segments, writable=writable)
     except values.MissingHere as error:

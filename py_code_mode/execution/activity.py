@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import anyio
 
 from py_code_mode.execution.output import MAX_LATE, BoundedText, text_decoder
+from py_code_mode.execution.supervisor import to_the_end
 from py_code_mode.results import Display, Event, Failure, Late, Output, Shown
 
 if TYPE_CHECKING:
@@ -32,8 +33,12 @@ INTERRUPT_AGAIN = 0.25
 CALL_CANCEL_TIMEOUT = 1.0
 #: Calls a guest may have open at once.
 MAX_OPEN_CALLS = 1000
+#: Bytes of arguments that calls open at once may hold.
+MAX_OPEN_CALL_BYTES = 256 << 20
 #: Bytes of displays kept of one run.
 MAX_DISPLAY_BYTES = 64 << 20
+#: What a display takes besides its data, so that many empty ones count too.
+_DISPLAY_COST = 1 << 10
 #: Events waiting for a slow callback before the guest has to wait.
 MAX_WAITING_EVENTS = 64
 
@@ -60,7 +65,7 @@ class Gathered:
 
     def show(self, display: Display) -> bool:
         """Take a display; False where it is over the bound."""
-        size = sum(len(body) for body in display.data.values())
+        size = _DISPLAY_COST + sum(len(kind) + len(body) for kind, body in display.data.items())
         if self._display_bytes + size > MAX_DISPLAY_BYTES:
             self.left_out += 1
             return False
@@ -116,6 +121,8 @@ class Activity:
         self.started = perf_counter()
         self.ended = self.started
         self.calls: dict[int, tuple[str, Job]] = {}
+        #: bytes of arguments that calls hold now
+        self.call_bytes = 0
         self._on_event = on_event
         self._hold_back = hold_back
         self._interrupt = interrupt
@@ -127,6 +134,7 @@ class Activity:
         self._wake: asyncio.Future[None] | None = None
         self._paused = False
         self._onlookers: list[asyncio.Future[None]] = []
+        self._held_back: list[asyncio.Future[None]] = []
 
     # -- fed by the executor
 
@@ -152,6 +160,18 @@ class Activity:
             self._paused = True
             self._hold_back(True)
         self._notify()
+
+    async def caught_up(self) -> None:
+        """Return when the callback is no longer behind; for calls, which tell of themselves."""
+        while self._paused:
+            onlooker: asyncio.Future[None] = self._loop.create_future()
+            self._held_back.append(onlooker)
+            await onlooker
+
+    @property
+    def is_listened_to(self) -> bool:
+        """Whether there is anybody to tell."""
+        return self._on_event is not None
 
     @property
     def is_behind(self) -> bool:
@@ -205,8 +225,7 @@ class Activity:
         except BaseException as error:
             self._mute()
             self.stop("callback" if isinstance(error, Exception) else "cancelled")
-            with anyio.CancelScope(shield=True):
-                await self._until_over()
+            await to_the_end(self.wait_over)
             raise
         finally:
             self._cancel_timers()
@@ -255,17 +274,22 @@ class Activity:
             given = self._on_event(self._waiting.popleft())
             if isawaitable(given):
                 await given
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._paused:
             self._paused = False
             self._hold_back(False)
+            for onlooker in self._held_back:
+                if not onlooker.done():
+                    onlooker.set_result(None)
+            self._held_back.clear()
 
     def _mute(self) -> None:
         """Deliver nothing more: the callback failed, or its task is cancelled."""
         self._on_event = None
         self._waiting.clear()
-        if self._paused:
-            self._paused = False
-            self._hold_back(False)
+        self._let_go()
 
     # -- calls
 
@@ -315,4 +339,5 @@ def stopped_failure(activity: Activity, failure: Failure | None, *, lost: bool) 
         message=message,
         traceback=failure.traceback if failure else "",
         lineno=failure.lineno if failure else None,
+        cause="timeout" if activity.stop_reason == "timeout" else "interrupt",
     )

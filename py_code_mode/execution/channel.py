@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 #: Chunks read per turn of the event loop, so that one flooding guest leaves time for the others.
 _READS_PER_TURN = 4
+#: Chunks read of what a guest has left in its socket: more than a socket holds. Others may hold
+#: the guest's end too, and go on writing.
+_LAST_READS = 64
+#: Bytes waiting to be sent, beyond which a guest that does not read is given up.
+MAX_QUEUED = 64 << 20
 
 
 class Channel:
@@ -43,8 +48,10 @@ class Channel:
         self._reader = wire.FrameReader()
         self._loop = asyncio.get_running_loop()
         self._outgoing: deque[tuple[list[wire.Buffer], list[int]]] = deque()
+        self._queued = 0
         self._drained: asyncio.Future[None] | None = None
         self._open = True
+        self._is_writing = False
         self._loop.add_reader(sock.fileno(), self._readable)
 
     @property
@@ -52,11 +59,16 @@ class Channel:
         return self._open
 
     def _readable(self) -> None:
-        self.read_available(_READS_PER_TURN)
+        self._read(_READS_PER_TURN, until_empty=False)
 
-    def read_available(self, turns: int | None = None) -> None:
-        """Handle what has arrived, until nothing is left (or for so many chunks)."""
-        while self._open and turns != 0:
+    def read_available(self) -> None:
+        """Handle what has arrived; for the end, when nothing more is sent."""
+        self._read(_LAST_READS, until_empty=True)
+
+    def _read(self, turns: int, *, until_empty: bool) -> None:
+        for _ in range(turns):
+            if not self._open:
+                return
             try:
                 data, fds = wire.receive(self._socket)
             except BlockingIOError:
@@ -73,10 +85,8 @@ class Channel:
             except Exception as error:  # a border: nothing a guest sends may hurt the host
                 self._end(str(error) or type(error).__name__)
                 return
-            if turns is not None:
-                if len(data) < wire.RECEIVE_SIZE:
-                    return  # most likely all there is; the loop calls again if not
-                turns -= 1
+            if len(data) < wire.RECEIVE_SIZE and not until_empty:
+                return  # most likely all there is; the loop calls again if not
 
     def send(self, header: bytes, segments: Sequence[wire.Buffer] = ()) -> None:
         """Send a frame, or queue what the socket does not take at once; see `drain`.
@@ -86,7 +96,13 @@ class Channel:
         """
         if not self._open:
             return
+        if self._queued > MAX_QUEUED:
+            # not at once: the caller may be reading a frame, and counts on a channel that is open
+            self._loop.call_soon(self._end, "it does not read what it is sent")
+            return
         buffers, fds = wire.pack(header, segments)
+        if self._outgoing:
+            self._queued += len(header)
         self._outgoing.append((buffers, fds))
         if len(self._outgoing) == 1:
             self._flush()
@@ -106,7 +122,9 @@ class Channel:
                     sent = wire.send_some(self._socket, buffers, fds)
                 except BlockingIOError:
                     self._outgoing.appendleft((buffers, fds))
-                    self._loop.add_writer(self._socket.fileno(), self._flush)
+                    if not self._is_writing:
+                        self._is_writing = True
+                        self._loop.add_writer(self._socket.fileno(), self._flush)
                     return
                 for fd in fds:
                     os.close(fd)
@@ -116,6 +134,9 @@ class Channel:
         except OSError as error:
             self._end(str(error))
             return
+        if self._is_writing:
+            self._is_writing = False
+            self._queued = 0
         self._loop.remove_writer(self._socket.fileno())
         self._wake_drained()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import ctypes
+import os
 import sys
 import threading
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ from py_code_mode.execution.executor import (
     RunRequest,
     Setup,
 )
-from py_code_mode.execution.supervisor import Supervisor
-from py_code_mode.guest import displays, proxies
+from py_code_mode.execution.supervisor import Supervisor, to_the_end
+from py_code_mode.guest import displays, evaluate, proxies
 from py_code_mode.guest.evaluate import Interpreter, Outcome
 from py_code_mode.results import Called, Display, Failure
 
@@ -65,6 +66,12 @@ _MAX_BUFFERED = 4 << 20
 _PLAIN_MODULES = ("builtins", "numpy", "pandas", "polars", "pyarrow")
 
 _module_numbers = count(1)
+evaluate.hidden_folders.append(os.path.dirname(os.path.abspath(__file__)) + os.sep)
+#: A prototype of our own: `ctypes.pythonapi` is everybody's, and so are the argument types that
+#: user code declares on its functions.
+_set_exception = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)(
+    ("PyThreadState_SetAsyncExc", ctypes.pythonapi)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +120,7 @@ class InProcessExecutor(Executor):
         if self._state != "not started":
             raise ExecutorClosed(self.name, self._state)
         self._setup, self._call = setup, call
-        self._supervisor = await Supervisor.acquire()
+        self._supervisor = Supervisor.acquire()
         # no await from here on
         thread_streams.acquire()
         if setup.overlay is not None:
@@ -165,7 +172,8 @@ class InProcessExecutor(Executor):
         self._state = "closed"
         if guest is None:
             return
-        with anyio.CancelScope(shield=True):
+
+        async def free() -> None:
             await guest.close()
             thread_streams.release()
             overlay = self._setup.overlay if self._setup else None
@@ -174,6 +182,8 @@ class InProcessExecutor(Executor):
             supervisor, self._supervisor = self._supervisor, None
             if supervisor is not None:
                 await supervisor.release()
+
+        await to_the_end(free)
 
 
 class _Guest:
@@ -189,11 +199,13 @@ class _Guest:
         self._result: Outcome | None = None
         self._between: Gathered = between_runs()
         self._call_ids = count(1)
+        self._trace, self._profile = threading.gettrace(), threading.getprofile()
         # guards what both threads touch
         self._lock = threading.Lock()
         self._is_evaluating = False
         self._buffer: list[tuple[str, str]] = []
         self._buffered = 0
+        self._pauses: list[_thread.LockType] = []
         self._flush_scheduled = False
         self._shown: list[Display] = []
         caller = _Caller(self)
@@ -253,20 +265,15 @@ class _Guest:
                 with self._lock:
                     self._is_evaluating = False
                     # take back an exception that is set but not raised yet
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                        ctypes.c_ulong(threading.get_ident()), None
-                    )
+                    _set_exception(threading.get_ident(), None)
                 return
             except KeyboardInterrupt:
                 continue
 
     def _add_displays(self, outcome: Outcome) -> None:
         value = outcome.value
-        if value is not None and type(value).__module__.split(".")[0] not in _PLAIN_MODULES:
-            bundle = displays.mime_bundle(value)
-            if bundle is not None and set(bundle) - {"text/plain"}:
-                self._show(bundle)
-        for bundle in displays.collect_figures():
+        is_plain = type(value).__module__.split(".")[0] in _PLAIN_MODULES
+        for bundle in displays.of_result(None if is_plain else value):
             self._show(bundle)
 
     def _display(self, *objects: object) -> None:
@@ -290,6 +297,7 @@ class _Guest:
         while self._buffered > _MAX_BUFFERED and not self.is_abandoned:
             pause = _thread.allocate_lock()
             pause.acquire()
+            self._pauses.append(pause)
             pause.acquire(timeout=_SLICE)
 
     def _post(self, function: Callable[..., object], *args: object) -> None:
@@ -313,6 +321,9 @@ class _Guest:
             pieces, self._buffer = self._buffer, []
             self._buffered = 0
             self._flush_scheduled = False
+            pauses, self._pauses = self._pauses, []
+        for pause in pauses:
+            pause.release()
         if self.is_abandoned:
             return
         for stream in ("stdout", "stderr"):
@@ -380,9 +391,8 @@ class _Guest:
         ident = self._thread.ident
         with self._lock:
             if self._is_evaluating and ident is not None:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt)
-                )
+                _set_exception(ident, id(KeyboardInterrupt))
+                _wake_event_loop(ident)
 
     def _abandon(self) -> None:
         self._flush_all()
@@ -400,6 +410,11 @@ class _Guest:
             with anyio.move_on_after(2 * GRACE):
                 await activity.wait_over()
         self._requests.put(None)
+        # what a cell had traced in every thread would be called in the host's from now on
+        if threading.gettrace() is not self._trace:
+            threading.settrace(self._trace)
+        if threading.getprofile() is not self._profile:
+            threading.setprofile(self._profile)
         self.interpreter.close()
         if not self.is_abandoned:
             # it has nothing to do any more, so this is short
@@ -454,6 +469,22 @@ class _Guest:
             # the answer is made by the event loop, which this thread would keep waiting
             raise InvalidCall(".".join(target), "it cannot be called from the host's event loop")
         self._post(self.begin_call, target, args, kwargs, answer)
+
+
+def _wake_event_loop(ident: int) -> None:
+    """Wake a thread that waits in an event loop: only running code notices an exception."""
+    frame = sys._current_frames().get(ident)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        if frame.f_code.co_name == "run_forever":
+            loop = frame.f_locals.get("self")
+            if isinstance(loop, asyncio.AbstractEventLoop) and loop.is_running():
+                loop.call_soon_threadsafe(_do_nothing)
+            return
+        frame = frame.f_back
+
+
+def _do_nothing() -> None:
+    """What a woken event loop has to do."""
 
 
 def _nothing_to_hold_back(wait: bool) -> None:

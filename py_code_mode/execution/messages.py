@@ -19,7 +19,10 @@ class Ready(_Message, tag="ready", frozen=True):
 
 
 class CallMessage(_Message, tag="call", frozen=True):
-    """The guest calls a host method; `args` is one encoded value: a tuple and a dict of names."""
+    """The guest calls a host method.
+
+    `args` is one encoded list: the arguments, then a dict of those by name.
+    """
 
     id: int
     run: int

@@ -6,6 +6,8 @@ import asyncio
 import codecs
 import fcntl
 import os
+import sys
+import termios
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,25 +83,33 @@ class OutputPipe:
         self.resume()
 
     def _readable(self) -> None:
-        self.read_available(_READS_PER_TURN)
+        for _ in range(_READS_PER_TURN):
+            if not self._reading or self._read(_CHUNK) < _CHUNK:
+                return
 
-    def read_available(self, turns: int | None = None) -> None:
-        """Read until the pipe is empty (or for so many chunks); never waits."""
-        while self._open and turns != 0:
-            try:
-                data = os.read(self._fd, _CHUNK)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self.pause()  # every writer is gone
-                return
+    def read_available(self) -> None:
+        """Read what is in the pipe now; never waits.
+
+        Not until it is empty: a child that never stops writing would hold the event loop for good.
+        """
+        if self._open:
+            left = int.from_bytes(fcntl.ioctl(self._fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+            while left > 0 and (size := self._read(left)):
+                left -= size
+
+    def _read(self, size: int) -> int:
+        """Read once; the number of bytes that came."""
+        try:
+            data = os.read(self._fd, size)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            data = b""
+        if data:
             self._on_data(data)
-            if turns is not None:
-                turns -= 1
-                if not self._reading:
-                    return
+        else:
+            self.pause()  # every writer is gone
+        return len(data)
 
     def pause(self) -> None:
         """Stop reading: writers will wait once the pipe is full."""

@@ -85,7 +85,7 @@ class GuestProcess:
         await self._exited.wait()
 
 
-async def spawn(
+def spawn(
     command: Sequence[str],
     *,
     workdir: Path,
@@ -96,25 +96,22 @@ async def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a process with these descriptors and this environment, and nothing else of ours.
 
+    It blocks for a millisecond or two. A thread would not help, since vfork holds the interpreter's
+    lock, and would put an await, where one can be cancelled, between the process and its owner.
+
     Raises:
         OSError: it could not be started.
     """
-
-    def start() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            command,
-            cwd=workdir,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=pass_fds,
-            start_new_session=True,
-        )
-
-    # to_thread shields by default: cancelled between fork and return, the process would have no
-    # owner. It is short, and the cancellation comes at the caller's next await.
-    return await anyio.to_thread.run_sync(start)
+    return subprocess.Popen(
+        command,
+        cwd=workdir,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        pass_fds=pass_fds,
+        start_new_session=True,
+    )
 
 
 def describe_exit(status: int) -> str:

@@ -35,7 +35,7 @@ from py_code_mode.execution.executor import (
 )
 from py_code_mode.execution.output import OutputPipe
 from py_code_mode.execution.process import GuestProcess, spawn
-from py_code_mode.execution.supervisor import Supervisor
+from py_code_mode.execution.supervisor import Supervisor, to_the_end
 from py_code_mode.execution.worker import Worker
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class SubprocessExecutor(Executor):
         self._started = anyio.Event()
         try:
             with anyio.CancelScope() as self._starting:
-                self._supervisor = await Supervisor.acquire()
+                self._supervisor = Supervisor.acquire()
                 spec = EnvironmentSpec(
                     python=self.config.python_version, private=not self.config.cache_venv
                 )
@@ -145,7 +145,7 @@ class SubprocessExecutor(Executor):
         finally:
             if self._state != "started":
                 self._state = "not started"
-                await self._free()
+                await to_the_end(self._free)
             self._starting = None
             self._started.set()
         return self.capabilities
@@ -156,15 +156,15 @@ class SubprocessExecutor(Executor):
         assert self._supervisor is not None
         self._incarnation += 1
         worker = Worker(self._incarnation, self._call, self._supervisor)
-        await self._connect(worker, self._setup, self.environment)
+        self._connect(worker, self._setup, self.environment)
         try:
             await worker.start(self._setup)
         except BaseException:
-            await worker.kill()
+            await to_the_end(worker.kill)
             raise
         return worker
 
-    async def _connect(self, worker: Worker, setup: Setup, environment: Environment) -> None:
+    def _connect(self, worker: Worker, setup: Setup, environment: Environment) -> None:
         """Start the process and hand everything that needs closing to the worker."""
         ours, theirs = socket.socketpair()
         out_read, out_write = os.pipe()
@@ -172,7 +172,7 @@ class SubprocessExecutor(Executor):
         lifeline, ours_alive = os.pipe()
         theirs_only = (out_write, err_write, lifeline)
         try:
-            child = await spawn(
+            child = spawn(
                 [str(environment.python), "-I", _GUEST, str(theirs.fileno()), str(lifeline)],
                 workdir=setup.workdir,
                 environment=_environment_variables(environment),
@@ -194,7 +194,6 @@ class SubprocessExecutor(Executor):
             os.close(ours_alive)
             worker.on_exit(status)
 
-        # no await from here to the end: the process has an owner at every one
         def attach() -> None:
             worker.attach(
                 Channel(ours, worker.on_frame, worker.on_channel_end),
@@ -221,19 +220,30 @@ class SubprocessExecutor(Executor):
             if worker.death is not None:
                 self.state = "lost"
                 self._told_of_death = True
-                await worker.kill()
+                await to_the_end(worker.kill)
         if worker.death is None and died_between:
             note = "the worker had ended since the previous run: this run began without variables"
+            self.state = "lost"
             outcome = replace(outcome, state="lost", notes=(note, *outcome.notes))
         return outcome
 
     async def _replace(self, worker: Worker) -> Worker:
         await worker.kill()
+        if self._state != "started":  # close() came meanwhile
+            raise ExecutorClosed(self.name, self._state)
+        self._started = anyio.Event()
         try:
-            self._worker = await self._new_worker()
-        except OSError as error:
+            # close() cancels this, as it does a start: the new worker would be nobody's
+            with anyio.CancelScope() as self._starting:
+                worker = self._worker = await self._new_worker()
+            if self._starting.cancelled_caught:
+                raise ExecutorClosed(self.name, "closed")
+        except (GuestDied, OSError) as error:
             raise EnvironmentFailed("a new worker could not be started", str(error)) from error
-        return self._worker
+        finally:
+            self._starting = None
+            self._started.set()
+        return worker
 
     async def exchange(self, message: Exchange) -> object:
         return await self._live().exchange(message)
@@ -260,8 +270,11 @@ class SubprocessExecutor(Executor):
         starting = self._starting
         if starting is not None:
             starting.cancel()
-            with anyio.CancelScope(shield=True):
-                await self._started.wait()
+        await to_the_end(self._close)
+
+    async def _close(self) -> None:
+        if self._starting is not None:
+            await self._started.wait()
         if self._state == "closed":
             await self._closed.wait()
             return
@@ -272,16 +285,15 @@ class SubprocessExecutor(Executor):
             self._closed.set()
 
     async def _free(self) -> None:
-        with anyio.CancelScope(shield=True):
-            worker, self._worker = self._worker, None
-            if worker is not None:
-                await worker.close()
-            environment = self._environment
-            if environment is not None and environment.is_private:
-                await environment.remove()
-            supervisor, self._supervisor = self._supervisor, None
-            if supervisor is not None:
-                await supervisor.release()
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.close()
+        environment = self._environment
+        if environment is not None and environment.is_private:
+            await environment.remove()
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            await supervisor.release()
 
 
 def _environment_variables(environment: Environment) -> dict[str, str]:

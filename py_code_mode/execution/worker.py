@@ -27,6 +27,7 @@ from py_code_mode.errors import (
 from py_code_mode.execution import messages
 from py_code_mode.execution.activity import (
     GRACE,
+    MAX_OPEN_CALL_BYTES,
     MAX_OPEN_CALLS,
     Activity,
     StopReason,
@@ -48,7 +49,7 @@ from py_code_mode.execution.process import describe_exit
 from py_code_mode.guest.errors import GUEST_ERRORS, from_facts, to_facts
 from py_code_mode.guest.values import LIBRARIES
 from py_code_mode.guest.wire import Frame, WireError
-from py_code_mode.results import Called, Display, Failure, Handle, Late, Snapshot
+from py_code_mode.results import Called, Display, Failure, Handle, Late, Snapshot, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,8 +63,14 @@ if TYPE_CHECKING:
 START_TIMEOUT = 60.0
 #: An exchange runs no user code to speak of.
 EXCHANGE_TIMEOUT = 60.0
+#: From the end of the socket to the exit of the process.
+HANG_UP_TIMEOUT = 0.2
 #: From the request to close to the end of the interpreter's own clean-up.
 CLOSE_TIMEOUT = 2.0
+#: Bytes of a reply that need not wait for its turn.
+SMALL_REPLY = 4 << 10
+#: Bytes of an error that a call gives back.
+MAX_ERROR = 1 << 20
 #: From SIGKILL to the exit of a process; only a broken kernel takes longer.
 KILL_TIMEOUT = 10.0
 
@@ -99,6 +106,7 @@ class Worker:
         self._late = between_runs()
         self._answers: dict[int, asyncio.Future[tuple[messages.Answer, Sequence[Any]]]] = {}
         self._next_exchange = 0
+        self._replying = anyio.Lock(fast_acquire=True)
         self._closing = False
 
     def attach(self, channel: Channel, pipes: Sequence[OutputPipe], process: Process) -> None:
@@ -130,10 +138,13 @@ class Worker:
             return
         match message:
             case messages.Done():
-                if self._activity is not None and message.run == self._activity.request.run_id:
+                activity = self._activity
+                if activity is None or activity.is_over:
+                    return  # the first end of a run counts
+                if message.run == activity.request.run_id:
                     self._done = (message, frame.segments)
                     self._drain_pipes()
-                    self._activity.finish()
+                    activity.finish()
             case messages.CallMessage():
                 self._on_call(message, frame)
             case messages.DisplayMessage():
@@ -146,7 +157,10 @@ class Worker:
                 self._ready.set()
 
     def _on_display(self, message: messages.DisplayMessage, frame: Frame) -> None:
-        display = _display(decode_value(message.data, frame.segments))
+        try:
+            display = _display(decode_value(message.data, frame.segments))
+        except ValueNotPortable as error:
+            raise ProtocolViolation(str(error)) from error
         activity = self._activity
         if activity is not None and message.run == activity.request.run_id:
             activity.show(display)
@@ -154,7 +168,7 @@ class Worker:
             self._late.show(display)
 
     def _on_call(self, message: messages.CallMessage, frame: Frame) -> None:
-        target = f"{message.ns}.{message.method}"[:200]
+        target = f"{message.ns[:100]}.{message.method[:100]}"
         activity = self._activity
         if activity is None or activity.is_over or message.run != activity.request.run_id:
             self._reply_error(message.id, NoActiveRun(target))
@@ -165,31 +179,51 @@ class Worker:
             reason = f"more than {MAX_OPEN_CALLS} calls at once"
             self._reply_error(message.id, CallFailed(target, reason))
             return
+        size = len(frame.header)
+        if frame.segments:
+            size += sum(memoryview(part).nbytes for part in frame.segments)
+        if activity.call_bytes + size > MAX_OPEN_CALL_BYTES:
+            reason = f"more than {MAX_OPEN_CALL_BYTES} bytes of arguments at once"
+            self._reply_error(message.id, CallFailed(target, reason))
+            return
         try:
             arguments = decode_value(message.args, frame.segments, writable=True)
         except ValueNotPortable as error:
             self._reply_error(message.id, error)
             return
-        match arguments:
-            case (tuple() as args, dict() as kwargs):
-                positional = cast("tuple[object, ...]", args)
-                named = cast("dict[str, object]", kwargs)
-            case _:
-                raise ProtocolViolation("a call's arguments are not a tuple and a dict")
-        activity.tell(Called(message.ns, message.method))
+        parts = cast("list[Any]", arguments) if isinstance(arguments, list) else []
+        if not parts or not isinstance(parts[-1], dict):
+            raise ProtocolViolation("a call's arguments do not end with a dict")
+        *positional, named = parts
+        activity.call_bytes += size
 
         async def serve() -> None:
             try:
+                await activity.caught_up()
+                if activity.is_listened_to:
+                    activity.tell(Called(message.ns, message.method))
                 result = await self._call(message.ns, message.method, positional, named)
                 tree, segments = encode_value(result)
-                reply = {"t": "reply", "id": message.id, "value": tree}
-                self._channel.send(messages.encode(reply), cast("list[Buffer]", segments))
+                header = messages.encode({"t": "reply", "id": message.id, "value": tree})
+                if not segments and len(header) <= SMALL_REPLY:
+                    self._channel.send(header)
+                    await self._channel.drain()
+                    return
+                # one at a time: descriptors and copies of large replies are not made ahead
+                async with self._replying:
+                    self._channel.send(header, cast("list[Buffer]", segments))
+                    await self._channel.drain()
             except CodeModeError as error:
                 self._reply_error(message.id, error)
             except (Exception, SystemExit) as error:  # a border: the guest gets it as an exception
                 reason = f"{type(error).__name__}: {error}"
                 self._reply_error(message.id, CallFailed(target, reason))
-            await self._channel.drain()
+            except BaseException:
+                # a thread of the guest may wait for it beyond the end of the run
+                self._reply_error(message.id, CallFailed(target, "cancelled, as its run ended"))
+                raise
+            finally:
+                activity.call_bytes -= size
 
         activity.serve(self._supervisor, message.id, target, serve)
 
@@ -197,7 +231,15 @@ class Worker:
         if type(error).__name__ not in GUEST_ERRORS:
             error = CallFailed("the host", str(error))
         fact = {"type": type(error).__name__, "facts": to_facts(error)}
-        self._channel.send(messages.encode({"t": "reply", "id": identity, "error": fact}))
+        header = _encode_text({"t": "reply", "id": identity, "error": fact})
+        if len(header) > MAX_ERROR:
+            # it quotes what the guest has sent: nothing may be raised from here
+            fact = {
+                "type": "CallFailed",
+                "facts": {"target": "the host", "reason": shorten(str(error), 2000)},
+            }
+            header = _encode_text({"t": "reply", "id": identity, "error": fact})
+        self._channel.send(header)
 
     # -- the end
 
@@ -205,7 +247,17 @@ class Worker:
         """The socket is closed, or the guest broke the protocol: there is no way back."""
         if reason is not None:
             self._violation = reason
-        if self._process.status is None and not (self._closing and reason is None):
+        if self._process.status is not None:
+            return
+        if reason is not None:
+            self._process.kill()
+        elif not self._closing:
+            # a process that dies closes its socket on the way: its own status tells more
+            self._loop.call_later(HANG_UP_TIMEOUT, self._end_hung_up)
+
+    def _end_hung_up(self) -> None:
+        if self._process.status is None:
+            self._violation = "it closed its connection to the host"
             self._process.kill()
 
     def on_exit(self, status: int) -> None:
@@ -307,7 +359,9 @@ class Worker:
             failure = stopped_failure(activity, failure, lost=lost)
             value = None
         elif lost:
-            failure = Failure(type="GuestDied", message=str(GuestDied(self.death or "")))
+            failure = Failure(
+                type="GuestDied", message=str(GuestDied(self.death or "")), cause="death"
+            )
             value = None
         if activity.gathered.left_out:
             notes.append(f"{activity.gathered.left_out} display(s) left out: too large in all")

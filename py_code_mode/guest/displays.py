@@ -100,6 +100,22 @@ def collect_figures(*, max_bytes: int = MAX_BYTES) -> list[Bundle]:
     return bundles
 
 
+def of_result(value: object) -> list[Bundle]:
+    """What the end of a cell shows: the rich form of a value that has one, and open figures."""
+    bundles: list[Bundle] = []
+    # a figure that pyplot holds is drawn with the others
+    if value is not None and not (_is_figure(value) and _is_held(value)):
+        bundle = mime_bundle(value)
+        if bundle is not None:
+            bundles.append(bundle)
+    return bundles + collect_figures()
+
+
+def _is_held(figure: Any) -> bool:
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    return pyplot is not None and pyplot.fignum_exists(getattr(figure, "number", None))
+
+
 def hook_pyplot(
     sink: Callable[[], Callable[[Bundle], None] | None],
 ) -> Callable[[], None]:

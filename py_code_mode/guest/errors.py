@@ -222,6 +222,6 @@ def from_facts(name: str, facts: dict[str, Any]) -> CodeModeError:
             error = kind(**facts)
             assert isinstance(error, CodeModeError)
             return error
-    except TypeError:
-        pass  # a newer peer added a fact: the message still says all
+    except Exception:
+        pass  # facts of a newer peer, or forged ones: what there is of a message must do
     return CodeModeError(str(facts.get("message") or facts.get("reason") or name))

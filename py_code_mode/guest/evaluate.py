@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
-from types import ModuleType
+from types import ModuleType, TracebackType
 
 from .source import FindClassSource, cell_mark, compile_cell, forget, forget_module, remember
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import traceback
     from collections.abc import Callable, Coroutine, Mapping
+    from types import FrameType
     from typing import Any
 
     from .source import Cell
 
-_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+#: Folders whose frames no traceback shows: they are ours.
+hidden_folders = [os.path.dirname(os.path.abspath(__file__)) + os.sep]
+_OUR_ERRORS = f"{__name__.rpartition('.')[0]}.errors."
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 20_000
+#: Frames shown of a traceback that has more than ten times as many: the innermost.
+MAX_FRAMES = 200
 
 
 class Outcome:
@@ -162,6 +167,11 @@ def run_async(coroutine: Coroutine[Any, Any, object], notes: list[str]) -> objec
     main = loop.create_task(coroutine, name="cell")
     try:
         return loop.run_until_complete(main)
+    except KeyboardInterrupt as error:
+        if main.done():
+            raise
+        # it hit the loop while it waited: say where the cell was
+        raise error.with_traceback(_where(coroutine)) from None
     finally:
         try:
             _cancel_all(loop, main, notes)
@@ -170,6 +180,18 @@ def run_async(coroutine: Coroutine[Any, Any, object], notes: list[str]) -> objec
         finally:
             asyncio.set_event_loop(None)
             loop.close()
+
+
+def _where(coroutine: Any) -> TracebackType | None:
+    """The traceback of a coroutine that is suspended, outermost frame first."""
+    frames: list[FrameType] = []
+    while getattr(coroutine, "cr_frame", None) is not None:
+        frames.append(coroutine.cr_frame)
+        coroutine = coroutine.cr_await
+    step = None
+    for frame in reversed(frames):
+        step = TracebackType(step, frame, frame.f_lasti, frame.f_lineno)
+    return step
 
 
 def _cancel_all(loop: Any, main: Any, notes: list[str]) -> None:
@@ -189,21 +211,32 @@ def _cancel_all(loop: Any, main: Any, notes: list[str]) -> None:
 
 def describe(error: BaseException) -> dict[str, Any]:
     """A failure as JSON values: the user's own lines, none of ours."""
+    import traceback  # here: a worker's start is quicker without it
+
     kind = type(error)
     try:
         message = _message(error)
-        report = traceback.TracebackException(kind, error, error.__traceback__)
-        _keep_user_frames(report, set(), outermost=True)
-        text = "".join(report.format())
+        # a recursion may have left a million frames: reading the source of each takes seconds
+        limit = -MAX_FRAMES if _is_deep(error) else None
+        report = traceback.TracebackException(kind, error, error.__traceback__, limit=limit)
+        _keep_user_frames(report, set(), outermost=limit is None)
+        text = "".join(report.format()).replace(_OUR_ERRORS, "")
     except RecursionError:
         # formatting needs stack too; the exception itself has unwound most of it by now
         message, text = _message(error), ""
     return {
         "type": kind.__qualname__,
-        "message": _shorten(message, MAX_MESSAGE),
-        "traceback": _shorten(text, MAX_TRACEBACK),
+        "message": _shorten(_printable(message), MAX_MESSAGE),
+        "traceback": _shorten(_printable(text), MAX_TRACEBACK),
         "lineno": _line_of(error),
     }
+
+
+def _is_deep(error: BaseException) -> bool:
+    step, depth = error.__traceback__, 0
+    while step is not None and depth <= 10 * MAX_FRAMES:
+        step, depth = step.tb_next, depth + 1
+    return depth > 10 * MAX_FRAMES
 
 
 def _message(error: BaseException) -> str:
@@ -218,6 +251,11 @@ def _message(error: BaseException) -> str:
         return f"<{type(error).__name__}.__str__ raised {type(second).__name__}>"
 
 
+def _printable(text: str) -> str:
+    """Lone surrogates as print() would show them: they are not text that anyone could send on."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _is_cell(filename: str) -> bool:
     return filename.startswith(("<run ", "<workflow "))
 
@@ -228,7 +266,8 @@ def _keep_user_frames(
     if id(report) in seen:
         return
     seen.add(id(report))
-    frames = [frame for frame in report.stack if not frame.filename.startswith(_HERE)]
+    ours = tuple(hidden_folders)
+    frames = [frame for frame in report.stack if not frame.filename.startswith(ours)]
     if outermost:
         # what lies before the user's first line (an event loop that we started) is ours too
         first = next((i for i, frame in enumerate(frames) if _is_cell(frame.filename)), None)

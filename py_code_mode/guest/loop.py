@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import sys
 
 from . import displays, errors, proxies, snapshot, values, wire
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 #: How many results that cannot cross are kept for the host to ask for.
 HELD_RESULTS = 16
 MAX_DISPLAYS = 200
+_SIGKILL = 9  # the signal module takes milliseconds to import
 
 
 class Worker:
@@ -79,6 +79,8 @@ class Worker:
             self._interrupts.begin_run()
             try:
                 outcome = self._interpreter.run(header["code"], run_id)
+                if not self._port.is_ours:
+                    self._leave_child(outcome)
                 done = self._describe(outcome, run_id, segments)
             finally:
                 self._interrupts.end_run()
@@ -94,6 +96,13 @@ class Worker:
             failure = _failure(type(error).__name__, f"the result could not be sent: {error}")
             self._port.send({"t": "done", "run": run_id, "failure": failure, "notes": []})
 
+    def _leave_child(self, outcome: Outcome) -> None:
+        """End a child that a cell forked and that came to the cell's end, as Python would."""
+        if outcome.failure is not None:
+            print(outcome.failure["traceback"], end="", file=sys.stderr)
+        self._streams.flush()
+        os._exit(0 if outcome.failure is None else 1)
+
     def _describe(
         self, outcome: Outcome, run_id: int, segments: list[wire.Buffer]
     ) -> dict[str, Any]:
@@ -106,10 +115,8 @@ class Worker:
             except errors.ValueNotPortable:
                 segments.clear()
                 done["handle"] = self._hold(outcome.value, run_id)
-                bundle = displays.mime_bundle(outcome.value)
-                if bundle is not None and set(bundle) - {"text/plain"}:
-                    self._show(bundle)
-        for bundle in displays.collect_figures():
+        # a value that crosses says all there is to show
+        for bundle in displays.of_result(outcome.value if "handle" in done else None):
             self._show(bundle)
         return done
 
@@ -210,7 +217,7 @@ def _die_with(lifeline: int) -> None:
     process is doing; nothing is ever written to it.
     """
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-    fcntl.fcntl(lifeline, 10, signal.SIGKILL)  # F_SETSIG
+    fcntl.fcntl(lifeline, 10, _SIGKILL)  # F_SETSIG
     flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
 

@@ -24,6 +24,10 @@ else:
 
 _SIGINT = int(_signal.SIGINT)
 
+# json.dumps and json.loads find out anew each time what they were asked for
+_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_from_json = json.JSONDecoder().raw_decode
+
 
 class HostGone(BaseException):
     """The host closed the socket, or died."""
@@ -89,6 +93,7 @@ class Port:
         self._poll.register(fd, select.POLLIN)
         self._turn = threading.Condition()
         self._leading = False
+        self._followers = 0
         self._send_lock = threading.Lock()
         self._requests: list[tuple[dict[str, Any], list[wire.Buffer]]] = []
         self._replies: dict[int, Any] = {}
@@ -98,16 +103,25 @@ class Port:
         #: libraries whose values the host can hold
         self.accepts: frozenset[str] = frozenset()
 
+    @property
+    def is_ours(self) -> bool:
+        """False in a child that guest code forked: the socket is its parent's."""
+        return os.getpid() == self._pid
+
     # -- sending
 
     def send(self, header: dict[str, Any], segments: Sequence[wire.Buffer] = ()) -> None:
         """Send one frame whole; blocks while the host does not read."""
-        if os.getpid() != self._pid:
+        if not self.is_ours:
             raise errors.InvalidCall(
                 "the session", "only its own process can reach the host, not a forked child"
             )
         header["inc"] = self.incarnation
-        text = json.dumps(header, separators=(",", ":")).encode()
+        text = _to_json(header).encode()
+        if b"\\ud" in text:
+            # values tag lone surrogates; elsewhere (names, notes) they make JSON that nobody reads
+            dumped = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
+            text = dumped.encode("utf-8", "replace")
         buffers, fds = wire.pack(text, segments)
         held = self._interrupts.hold()
         try:
@@ -133,20 +147,35 @@ class Port:
     def _wait(self, ready: Any) -> None:
         """Read frames, or let another thread read them, until `ready()`."""
         while True:
-            with self._turn:
-                while not ready() and self._leading:
-                    self._turn.wait()
-                if ready():
-                    return
-                self._leading = True
+            leads = False
             try:
+                with self._turn:
+                    while not ready() and self._leading:
+                        self._follow()
+                    if ready():
+                        return
+                    # in this order: an interrupt may come between any two steps
+                    leads = self._leading = True
                 while not ready():
                     self._poll.poll()  # the one place where waiting can be interrupted
                     self._read()
             finally:
-                with self._turn:
-                    self._leading = False
-                    self._turn.notify_all()
+                if leads:
+                    self._stop_leading()
+
+    def _follow(self) -> None:
+        """Wait until the leader has something for others, or gives up leading."""
+        self._followers += 1
+        try:
+            self._turn.wait()
+        finally:
+            self._followers -= 1
+
+    def _stop_leading(self) -> None:
+        with self._turn:
+            self._leading = False
+            if self._followers:
+                self._turn.notify_all()
 
     def _read(self) -> None:
         held = self._interrupts.hold()
@@ -158,22 +187,26 @@ class Port:
             if not data:
                 raise HostGone
             for frame in self._reader.feed(data, fds):
-                self._dispatch(json.loads(frame.header), frame.segments)
+                self._dispatch(_from_json(frame.header.decode())[0], frame.segments)
         finally:
             self._interrupts.release(held)
 
     def _dispatch(self, header: dict[str, Any], segments: list[wire.Buffer]) -> None:
-        if header["t"] != "reply":
-            self._requests.append((header, segments))
-            return
-        waiting = self._replies.get(header["id"])
-        if waiting is None:
-            return  # its caller was interrupted
-        if isinstance(waiting, _AsyncReply):
-            del self._replies[header["id"]]
-            waiting.resolve(header, segments)
-        else:
-            self._replies[header["id"]] = (header, segments)
+        with self._turn:
+            if header["t"] != "reply":
+                self._requests.append((header, segments))
+            else:
+                waiting = self._replies.get(header["id"])
+                if waiting is None:
+                    return  # its caller was interrupted
+                if isinstance(waiting, _AsyncReply):
+                    del self._replies[header["id"]]
+                    waiting.resolve(header, segments)
+                    return
+                self._replies[header["id"]] = (header, segments)
+            if self._followers:
+                # it may be for another thread than the one that reads, which may go on reading
+                self._turn.notify_all()
 
     # -- calls
 
@@ -191,7 +224,7 @@ class Port:
             "run": self.run_id,
             "ns": namespace,
             "method": method,
-            "args": values.encode((tuple(args), dict(kwargs)), segments, accepts=self.accepts),
+            "args": values.encode([*args, dict(kwargs)], segments, accepts=self.accepts),
         }
         with self._turn:
             self._next_id += 1
@@ -239,9 +272,7 @@ class Port:
             if self._poll.poll(0):
                 self._read()
         finally:
-            with self._turn:
-                self._leading = False
-                self._turn.notify_all()
+            self._stop_leading()
 
 
 class _AsyncReply:

@@ -106,6 +106,7 @@ class Tool:
         self._caller = caller
         self._tool = name
         self._recipe = recipe
+        self._target = f"{name}.{recipe}" if recipe else name
 
     def __getattr__(self, name: str) -> Tool:
         if name.startswith("_") or self._recipe is not None:
@@ -113,13 +114,12 @@ class Tool:
         return Tool(self._caller, self._tool, name)
 
     def __call__(self, *args: object, **kwargs: object) -> Any:
-        return self._caller.call("tools", "call", (self._tool, self._recipe, args, kwargs), {})
+        return self._caller.call("tools", self._target, args, kwargs)
 
     call_sync = __call__
 
     async def call_async(self, *args: object, **kwargs: object) -> Any:
-        arguments = (self._tool, self._recipe, args, kwargs)
-        return await self._caller.call_async("tools", "call", arguments, {})
+        return await self._caller.call_async("tools", self._target, args, kwargs)
 
     def list(self) -> Any:
         """The tool's recipes, with their parameters."""
@@ -132,8 +132,7 @@ class Tool:
         return sorted([*recipes, "call_async", "call_sync", "list"])
 
     def __repr__(self) -> str:
-        recipe = f".{self._recipe}" if self._recipe else ""
-        return f"<tools.{self._tool}{recipe}>"
+        return f"<tools.{self._target}>"
 
 
 class Workflows(Namespace):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ast
 import linecache
 import re
 import sys
@@ -67,8 +68,6 @@ def compile_cell(
     Raises:
         SyntaxError: with the place; magics are named, with what to use instead.
     """
-    import _ast
-
     remember(filename, source)
     flags |= _TOP_LEVEL_AWAIT
     try:
@@ -211,12 +210,14 @@ def _wrap_getfile(inspect: ModuleType) -> None:
     original: Callable[[object], str] = inspect.getfile
 
     def getfile(object: object) -> str:
-        if isinstance(object, type) and object.__module__ in _cell_modules:
+        if isinstance(object, type) and getattr(object, "__module__", None) in _cell_modules:
             filename = _file_of_class(object)
             if filename:
                 return filename
         return original(object)
 
+    getfile.__module__, getfile.__qualname__ = original.__module__, original.__qualname__
+    getfile.__doc__ = original.__doc__
     inspect.getfile = getfile  # pyright: ignore[reportAttributeAccessIssue]
 
 

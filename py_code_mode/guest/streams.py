@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -14,6 +15,9 @@ class NoInput(io.TextIOWrapper):
     """Standard input of a session: there is nobody to type."""
 
     def readline(self, size: int = -1, /) -> str:
+        line = super().readline(size)
+        if line or size == 0:
+            return line  # the code has put a file or a terminal of its own at descriptor 0
         raise EOFError("input() is not available in a session: pass the value in the code instead")
 
     def close(self) -> None:
@@ -37,12 +41,19 @@ class Streams:
         sys.stdin = sys.__stdin__ = NoInput(io.BufferedReader(io.FileIO(0, "r", closefd=False)))
         sys.stdout = sys.__stdout__ = _stream(1)
         sys.stderr = sys.__stderr__ = _stream(2)
+        # spare copies: a cell may close descriptors 1 and 2
+        self._spares = {fd: os.dup(fd) for fd in (1, 2)}
         self._modules_at_start = len(sys.modules)
         self._flush_c: Callable[[None], object] | None = None
         self._has_c = True
 
     def reopen(self) -> None:
-        """Replace streams that a cell closed."""
+        """Replace streams and descriptors that a cell closed."""
+        for fd, spare in self._spares.items():
+            try:
+                os.fstat(fd)
+            except OSError:
+                os.dup2(spare, fd)
         if getattr(sys.stdout, "closed", True):
             sys.stdout = sys.__stdout__ = _stream(1)
         if getattr(sys.stderr, "closed", True):

@@ -36,6 +36,7 @@ MAX_NODES = 2_000_000
 LIBRARIES: frozenset[str] = frozenset({"numpy", "pandas", "pyarrow", "polars"})
 
 _INLINE = 4096  # bytes of a leaf that still travel inside the tree
+_MANY = 8  # members from which it pays to ask whether all are of one type
 _PACK = 64  # elements from which a list of numbers travels packed
 _EXACT = 2**53  # ints that every JSON reader keeps
 _FRACTION_BITS = 1 << 14  # a Fraction is normalised when built: its cost is quadratic
@@ -238,6 +239,8 @@ class Encoder:
 
     def sequence(self, items: list[Any], depth: int, owner: object) -> Any:
         """The members of a container: a list, or packed numbers."""
+        if not items:
+            return items
         count = len(items)
         self._enter(owner, count)
         try:
@@ -260,7 +263,7 @@ class Encoder:
         self._active[id(owner)] = owner
 
     def _members(self, items: list[Any], count: int, depth: int, owner: object) -> Any:
-        kinds = set(map(id, map(type, items)))
+        kinds = set(map(id, map(type, items))) if count >= _MANY else set[int]()
         if len(kinds) == 1:
             kind = kinds.pop()
             if count >= _PACK and kind in (_INT, _FLOAT):
@@ -283,8 +286,6 @@ class Encoder:
                     return items
             elif kind in (_BOOL, _NONE):
                 return items
-        elif not count:
-            return items
         walk, depth = self.walk, depth + 1
         return [walk(item, depth) for item in items]
 
@@ -302,20 +303,23 @@ class Encoder:
         return {tag: tree}
 
     def _dict(self, value: dict[Any, Any], depth: int) -> Any:
+        if not value:
+            return {}
         pairs = list(value.items())
+        if len(pairs) < _PACK:
+            for key, _ in pairs:
+                if type(key) is not str or not key.isascii() or key[:1] == "$":
+                    break
+            else:  # What most records are: the general way below takes twice as long.
+                self._enter(value, len(pairs))
+                walk, depth = self.walk, depth + 1
+                tree: Any = {}
+                for key, item in pairs:
+                    self._size += len(key) + 4
+                    tree[key] = walk(item, depth)
+                del self._active[id(value)]
+                return tree
         keys = [pair[0] for pair in pairs]
-        if len(pairs) < _PACK and all(
-            type(key) is str and key.isascii() and key[:1] != "$" for key in keys
-        ):
-            # What most records are: the general way below takes twice as long.
-            self._enter(value, len(pairs))
-            walk, depth = self.walk, depth + 1
-            tree: Any = {}
-            for key, item in pairs:
-                self._size += len(key) + 4
-                tree[key] = walk(item, depth)
-            del self._active[id(value)]
-            return tree
         items = self.sequence([pair[1] for pair in pairs], depth, value)
         if set(map(id, map(type, keys))) <= {_STR}:
             whole = "".join(keys)
@@ -544,7 +548,7 @@ class Decoder:
         if type(node) is not list:
             raise InvalidValue("not a sequence")
         self.count(len(node))
-        if set(map(type, node)) <= {str, type(None), bool}:
+        if len(node) >= _MANY and set(map(type, node)) <= {str, type(None), bool}:
             return list(node)
         walk, depth = self.walk, depth + 1
         return [walk(item, depth) for item in node]

@@ -16,7 +16,6 @@ import array
 import fcntl
 import mmap
 import os
-import stat
 import struct
 import sys
 
@@ -41,6 +40,8 @@ _BUFFERS_PER_CALL = 512  # the kernel takes 1024
 _PREFIX = struct.Struct("<II")
 _BY_FD = 1 << 63
 _NEEDED_SEALS = 0x0002 | 0x0004 | 0x0008  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
+_CONTROL_SIZE = _socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+_CLOSE_ON_EXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
 _HAS_MEMFD = sys.platform == "linux" and hasattr(os, "memfd_create")
 
 
@@ -114,17 +115,17 @@ def map_sealed(fd: int, size: int) -> Buffer:
     The seals are checked before mapping: a file that its sender can still shrink would kill the
     reader with SIGBUS.
     """
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise WireError("a passed descriptor is not a regular file")
-    if status.st_size != size:
-        raise WireError(f"a passed segment has {status.st_size} bytes, not {size}")
     try:
+        # first of all: only a memfd is safe to ask more; a file of its sender's own file system
+        # (FUSE) could make fstat wait
         seals = fcntl.fcntl(fd, 1034)  # F_GET_SEALS
     except OSError as error:
         raise WireError("a passed descriptor is not a memfd") from error
     if seals & _NEEDED_SEALS != _NEEDED_SEALS:
         raise WireError("a passed segment is not sealed")
+    status = os.fstat(fd)
+    if status.st_size != size:
+        raise WireError(f"a passed segment has {status.st_size} bytes, not {size}")
     if size == 0:
         return b""
     return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
@@ -142,6 +143,11 @@ class FrameReader:
         """Take what was received; give the frames that are now complete."""
         if fds:
             self._fds.extend(fds)
+        if not self._buffer and not self._fds and len(data) >= _PREFIX.size:
+            size, count = _PREFIX.unpack_from(data)
+            if not count and len(data) == _PREFIX.size + size and size <= MAX_HEADER:
+                # most frames come whole and alone: no need to gather them
+                return [Frame(bytes(data[_PREFIX.size :]), [])]
         self._buffer += data
         frames: list[Frame] = []
         while len(self._buffer) >= self._needed:
@@ -206,9 +212,7 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
         BlockingIOError: nothing is there, on a non-blocking socket.
         WireError: control data was cut off, or is not descriptors.
     """
-    flags = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
-    space = _socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
-    data, control, message_flags, _ = sock.recvmsg(RECEIVE_SIZE, space, flags)
+    data, control, message_flags, _ = sock.recvmsg(RECEIVE_SIZE, _CONTROL_SIZE, _CLOSE_ON_EXEC)
     fds: list[int] = []
     if control or message_flags & _socket.MSG_CTRUNC:
         for level, kind, body in control:
@@ -216,7 +220,7 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
                 received = array.array("i")
                 received.frombytes(body[: len(body) - len(body) % received.itemsize])
                 fds.extend(received)
-        if not flags:
+        if not _CLOSE_ON_EXEC:
             for fd in fds:
                 os.set_inheritable(fd, False)
         if message_flags & _socket.MSG_CTRUNC:

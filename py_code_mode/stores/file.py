@@ -80,10 +80,13 @@ class FileStore(Store):
                 file = os.open(name, flags, dir_fd=folder)
             except FileNotFoundError:
                 raise NotStored(self.location(name)) from None
-            with open(file, "rb") as stream:
+            try:
                 if not modes.S_ISREG(os.fstat(file).st_mode):
                     raise StoreError(self.location(name), "it is not a regular file")
-                return stream.read()
+                with open(file, "rb", closefd=False) as stream:
+                    return stream.read()
+            finally:
+                os.close(file)
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         check_name(name)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 #: Attributes of the guest's `tools` namespace, and of each tool in it, that are not tools or
 #: recipes.
-RESERVED = frozenset({"list", "search", "names", "call_sync", "call_async", *GUEST_ERRORS})
+RESERVED = frozenset(
+    {"list", "search", "names", "recipes", "call_sync", "call_async", *GUEST_ERRORS}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -524,7 +524,8 @@ for turn in range(40):
     artifacts.save(f"own{sys.argv[2]}_{turn}", turn)
     try:
         value = artifacts.load("shared")
-        assert set(value) == {"by", "turn"}, value
+        # another process may have come to its end already
+        assert set(value) == {"by", "turn"} or value == {"by": "the end"}, value
         if turn % 3 == 0:
             artifacts.delete("shared")
     except ArtifactNotFound:

@@ -97,6 +97,15 @@ class FunctionTool(Tool):
         kinds = _annotated_kinds(function, self._signature)
         self._schema = _schema(self._signature, kinds, documentation.parameters)
         self._checked = {n: kind for n, kind in kinds.items() if kind.is_checked}
+        named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = self._signature.parameters.values()
+        self._by_name = frozenset(p.name for p in parameters if p.kind in named)
+        self._required = frozenset(
+            p.name
+            for p in parameters
+            if p.default is inspect.Parameter.empty
+            and p.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        )
 
     def parameters(self, recipe: str | None = None) -> dict[str, JsonValue]:
         """The JSON Schema of its parameters, as far as annotations tell."""
@@ -106,23 +115,37 @@ class FunctionTool(Tool):
         self, recipe: str | None, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> object:
         """Call the function: an async one in this event loop, a plain one in a thread."""
+        call = self._call_of(args, kwargs)
+        if self._is_async:
+            return await self._awaited(call())
+        result = await self._threads.run(self.name, functools.partial(self._run, call))
+        # A plain function may hand back what an async one it wraps has returned.
+        return await self._awaited(result) if inspect.isawaitable(result) else result
+
+    def _call_of(
+        self, args: Sequence[object], kwargs: Mapping[str, object]
+    ) -> Callable[[], object]:
+        """The function with its arguments, checked."""
+        if not args and self._required <= kwargs.keys() <= self._by_name:
+            # All by name, as most calls are: `bind` would take as long as the rest of the call.
+            given = dict(kwargs)
+            self._check(given)
+            return functools.partial(self._function, **given)
         try:
             bound = self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ToolArgumentError(self.name, f"{error}; it takes {self._signature}") from None
-        given = bound.arguments
+        self._check(bound.arguments)
+        return functools.partial(self._function, *bound.args, **bound.kwargs)
+
+    def _check(self, given: dict[str, object]) -> None:
         for name, kind in self._checked.items():
             if name in given:
                 given[name] = kind.checked(self.name, name, given[name])
-        if self._is_async:
-            return await self._awaited(self._function(*bound.args, **bound.kwargs))
-        result = await self._threads.run(self.name, functools.partial(self._run, bound))
-        # A plain function may hand back what an async one it wraps has returned.
-        return await self._awaited(result) if inspect.isawaitable(result) else result
 
-    def _run(self, bound: inspect.BoundArguments) -> object:
+    def _run(self, call: Callable[[], object]) -> object:
         try:
-            return self._function(*bound.args, **bound.kwargs)
+            return call()
         except ToolError:
             raise
         except BaseException as error:  # in a thread, none of them is about this program

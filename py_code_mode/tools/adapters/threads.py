@@ -15,8 +15,6 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-import anyio
-
 from py_code_mode.errors import ToolError
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ class Threads:
         self._limit = limit
         self._abandoned = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._limiter = anyio.CapacityLimiter(limit)
+        self._slots = asyncio.Semaphore(limit)
 
     async def run(self, name: str, function: Callable[[], T]) -> T:
         """What `function` returns or raises; it sees the caller's context variables.
@@ -52,23 +50,20 @@ class Threads:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             # What an earlier loop borrowed cannot be given back to it any more.
-            self._loop, self._limiter, self._abandoned = loop, anyio.CapacityLimiter(self._limit), 0
+            self._loop, self._slots, self._abandoned = loop, asyncio.Semaphore(self._limit), 0
         if self._abandoned >= self._limit:
             raise ToolError(
                 name,
                 f"{self._abandoned} earlier calls of tools were cancelled, but their functions "
                 "still run; some must return before more can be called",
             )
-        limiter = self._limiter
+        slots = self._slots
+        await slots.acquire()
         future: asyncio.Future[T] = loop.create_future()
         try:
-            limiter.acquire_on_behalf_of_nowait(future)
-        except anyio.WouldBlock:
-            await limiter.acquire_on_behalf_of(future)
-        try:
-            _submit(_Job(self, limiter, loop, future, function, _context()))
+            _submit(_Job(self, slots, loop, future, function, _context()))
         except RuntimeError as error:
-            limiter.release_on_behalf_of(future)
+            slots.release()
             raise ToolError(name, f"no thread could be started: {error}") from error
         try:
             return await future
@@ -80,9 +75,9 @@ class Threads:
     def finish(self, job: _Job[T]) -> None:
         """Hand over what a job gave; called in the loop when its function has returned."""
         future, failure = job.future, job.failure
-        job.limiter.release_on_behalf_of(future)
+        job.slots.release()
         if future.cancelled():
-            if job.limiter is self._limiter:
+            if job.slots is self._slots:
                 self._abandoned -= 1
         elif failure is not None:
             future.set_exception(failure)
@@ -93,7 +88,7 @@ class Threads:
 @dataclass(slots=True)
 class _Job(Generic[T]):
     owner: Threads
-    limiter: anyio.CapacityLimiter
+    slots: asyncio.Semaphore
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[T]
     function: Callable[[], T]

@@ -1,0 +1,261 @@
+"""Frames: whole ones come out as they went in, whatever the pieces; nothing else comes out."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from py_code_mode.guest import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BY_FD = 1 << 63
+LARGE = wire.MEMFD_THRESHOLD
+linux = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux only")
+
+
+def data_of(buffers: list[wire.Buffer]) -> bytes:
+    return b"".join(bytes(buffer) for buffer in buffers)
+
+
+def head(header: int, *sizes: int, count: int | None = None) -> bytes:
+    return struct.pack(f"<II{len(sizes)}Q", header, len(sizes) if count is None else count, *sizes)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    os.write(fd, b"x" * 4096)
+    yield fd
+    os.close(fd)
+
+
+frames = st.lists(
+    st.tuples(st.binary(max_size=200), st.lists(st.binary(max_size=50), max_size=5)),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(frames, st.lists(st.integers(1, 64), min_size=1))
+def test_frames_come_out_as_they_went_in_whatever_the_pieces(
+    sent: list[tuple[bytes, list[bytes]]], pieces: list[int]
+) -> None:
+    data = b"".join(data_of(wire.pack(header, segments)[0]) for header, segments in sent)
+    reader = wire.FrameReader()
+    got: list[wire.Frame] = []
+    at = index = 0
+    while at < len(data):
+        size = pieces[index % len(pieces)]
+        got += reader.feed(data[at : at + size])
+        at, index = at + size, index + 1
+    assert [(frame.header, [bytes(part) for part in frame.segments]) for frame in got] == sent
+
+
+def test_frames_come_out_fed_byte_by_byte() -> None:
+    buffers, fds = wire.pack(b'{"t":1}', [b"one", b"", b"three"])
+    assert fds == []
+    reader = wire.FrameReader()
+    got = [frame for byte in data_of(buffers) for frame in reader.feed(bytes([byte]))]
+    assert len(got) == 1
+    assert got[0].header == b'{"t":1}'
+    assert [bytes(part) for part in got[0].segments] == [b"one", b"", b"three"]
+
+
+def test_inline_segments_can_be_written_to() -> None:
+    buffers, _ = wire.pack(b"{}", [b"abc"])
+    (frame,) = wire.FrameReader().feed(data_of(buffers))
+    memoryview(frame.segments[0])[0] = 65
+    assert bytes(frame.segments[0]) == b"Abc"
+
+
+@linux
+@given(st.lists(st.sampled_from([0, 1, 50, LARGE - 1, LARGE, LARGE + 4097]), max_size=12))
+@settings(max_examples=25, deadline=None)
+def test_large_segments_travel_as_memfds(sizes: list[int]) -> None:
+    segments = [bytes([index]) * size for index, size in enumerate(sizes)]
+    before = open_files()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        buffers, fds = wire.pack(b"{}", segments)
+        large = [size for size in sizes if size >= LARGE]
+        assert len(fds) == min(len(large), wire.MAX_FDS)
+        reader = wire.FrameReader()
+        got: list[wire.Frame] = []
+        passing = fds
+        while buffers:
+            try:
+                buffers = wire.advance(buffers, wire.send_some(ours, buffers, passing))
+                passing = []
+            except BlockingIOError:
+                got += reader.feed(*wire.receive(theirs))
+        for fd in fds:
+            os.close(fd)
+        while not got:
+            got += reader.feed(*wire.receive(theirs))
+        (frame,) = got
+        equal = [bytes(part) for part in frame.segments] == segments
+        assert equal  # not the comparison itself: its explanation would be megabytes
+        del frame, got
+    assert open_files() == before
+
+
+@linux
+def test_writing_to_a_mapped_segment_alters_the_readers_copy_only() -> None:
+    buffers, fds = wire.pack(b"{}", [b"a" * wire.MEMFD_THRESHOLD])
+    copy = os.dup(fds[0])
+    (frame,) = wire.FrameReader().feed(data_of(buffers), fds)
+    memoryview(frame.segments[0])[0] = 66
+    assert os.pread(copy, 1, 0) == b"a"
+    os.close(copy)
+
+
+@linux
+def test_received_descriptors_are_close_on_exec() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1]))])
+        data, fds = wire.receive(theirs)
+        assert data == b"x"
+        assert [os.get_inheritable(fd) for fd in fds] == [False, False]
+        for fd in fds:
+            os.close(fd)
+
+
+@linux
+def test_more_descriptors_than_a_frame_may_have_are_closed_and_refused() -> None:
+    before = open_files()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        rights = array.array("i", [0] * (wire.MAX_FDS + 1))
+        ours.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        with pytest.raises(wire.WireError, match="more than 8 descriptors"):
+            wire.receive(theirs)
+    assert open_files() == before
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(head(wire.MAX_HEADER + 1), id="a header that is too large"),
+        pytest.param(head(2**32 - 1), id="a header of 4 GB"),
+        pytest.param(head(2, count=wire.MAX_SEGMENTS + 1), id="too many segments"),
+        pytest.param(head(2, count=2**32 - 1), id="4 G segments"),
+        pytest.param(head(2, wire.MAX_INLINE + 1), id="a segment that is too large"),
+        pytest.param(head(2, *[wire.MAX_INLINE // 2 + 1] * 2), id="segments that add up"),
+        pytest.param(head(2, *[(1 << 63) - 1] * 4), id="segments that overflow 64 bits"),
+        pytest.param(head(2, BY_FD | 1) + b"{}", id="a descriptor that did not come"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="another protocol"),
+    ],
+)
+def test_lengths_are_refused_before_they_are_believed(data: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        wire.FrameReader().feed(data)
+
+
+@given(st.binary(max_size=300))
+def test_noise_gives_frames_or_a_wire_error_and_nothing_else(noise: bytes) -> None:
+    reader = wire.FrameReader()
+    try:
+        reader.feed(noise)
+    except wire.WireError:
+        pass  # as it should be
+    reader.close()
+
+
+def test_what_may_not_be_sent_is_refused_by_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_HEADER", 10)
+    monkeypatch.setattr(wire, "MAX_INLINE", 10)
+    with pytest.raises(wire.WireError, match="header of 11 bytes"):
+        wire.pack(b"x" * 11)
+    with pytest.raises(wire.WireError, match="12 bytes of segments"):
+        wire.pack(b"x", [b"123456"] * 2)
+    with pytest.raises(wire.WireError, match=f"{wire.MAX_SEGMENTS + 1} segments"):
+        wire.pack(b"x", [b""] * (wire.MAX_SEGMENTS + 1))
+
+
+@linux
+def test_a_refused_frame_leaves_no_memfd_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_INLINE", 10)
+    before = open_files()
+    with pytest.raises(wire.WireError):
+        wire.pack(b"x", [b"x" * wire.MEMFD_THRESHOLD, b"x" * 11])
+    assert open_files() == before
+
+
+@linux
+@pytest.mark.parametrize("seals", [0, 0x2, 0x2 | 0x4, 0x4 | 0x8, 0x2 | 0x8])
+def test_a_memfd_that_its_sender_can_still_change_is_refused(memfd: int, seals: int) -> None:
+    fcntl.fcntl(memfd, 1033, seals)
+    with pytest.raises(wire.WireError, match="not sealed"):
+        wire.map_sealed(memfd, 4096)
+
+
+@linux
+@pytest.mark.parametrize("size", [0, 4095, 4097, 1 << 40, (1 << 63) - 1])
+def test_a_memfd_of_another_size_is_refused(memfd: int, size: int) -> None:
+    fcntl.fcntl(memfd, 1033, 0xE)
+    with pytest.raises(wire.WireError, match="4096 bytes"):
+        wire.map_sealed(memfd, size)
+
+
+@linux
+@pytest.mark.parametrize("path", ["/", "/dev/null", "/dev/zero", __file__])
+def test_a_descriptor_that_is_no_memfd_is_refused(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    with pytest.raises(wire.WireError, match="not a memfd"):
+        wire.map_sealed(fd, 0)
+    os.close(fd)
+
+
+@linux
+def test_an_empty_memfd_is_an_empty_segment() -> None:
+    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(fd, 1033, 0xE)
+    assert wire.map_sealed(fd, 0) == b""
+    os.close(fd)
+
+
+@linux
+def test_descriptors_that_no_frame_speaks_of_are_refused_and_closed() -> None:
+    before = open_files()
+    reader = wire.FrameReader()
+    reader.feed(head(100), [os.dup(0) for _ in range(wire.MAX_FDS)])
+    with pytest.raises(wire.WireError, match="no frame speaks of"):
+        reader.feed(b"x", [os.dup(0)])
+    reader.close()
+    assert open_files() == before
+
+
+@linux
+def test_a_bad_descriptor_among_good_ones_leaks_none(memfd: int) -> None:
+    fcntl.fcntl(memfd, 1033, 0xE)
+    before = open_files()
+    reader = wire.FrameReader()
+    fds = [os.dup(memfd), os.dup(0), os.dup(memfd)]
+    with pytest.raises(wire.WireError):
+        reader.feed(head(2, *[BY_FD | 4096] * 3) + b"{}", fds)
+    reader.close()
+    assert open_files() == before
+
+
+@given(st.lists(st.binary(max_size=20), max_size=8), st.integers(0, 200))
+def test_advance_drops_what_was_sent(parts: list[bytes], sent: int) -> None:
+    whole = b"".join(parts)
+    sent = min(sent, len(whole))
+    assert data_of(wire.advance(list(parts), sent)) == whole[sent:]
