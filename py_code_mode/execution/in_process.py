@@ -217,6 +217,7 @@ class _Guest:
         self._thread = threading.Thread(
             target=self._serve, name=f"session {setup.session_id}", daemon=True
         )
+        self._unhook = displays.hook_pyplot(self._pyplot_sink)
         self._thread.start()
 
     def _load_workflow(self, name: str, source: str) -> Callable[..., object]:
@@ -275,6 +276,10 @@ class _Guest:
         is_plain = type(value).__module__.split(".")[0] in _PLAIN_MODULES
         for bundle in displays.of_result(None if is_plain else value):
             self._show(bundle)
+
+    def _pyplot_sink(self) -> Callable[[Mapping[str, str | bytes]], None] | None:
+        """Where ``plt.show()`` goes: other threads' figures are none of ours."""
+        return self._show if threading.get_ident() == self._thread.ident else None
 
     def _display(self, *objects: object) -> None:
         """Show objects richly: figures, images, HTML, or their text."""
@@ -399,9 +404,14 @@ class _Guest:
         self.is_abandoned = True
         self._raise_in_thread()
         self._requests.put(None)
-        self.interpreter.close()
+        self._let_go()
         if self._activity is not None:
             self._activity.finish()
+
+    def _let_go(self) -> None:
+        """Take back what this guest has put into the process."""
+        self._unhook()
+        self.interpreter.close()
 
     async def close(self) -> None:
         activity = self._activity
@@ -415,7 +425,7 @@ class _Guest:
             threading.settrace(self._trace)
         if threading.getprofile() is not self._profile:
             threading.setprofile(self._profile)
-        self.interpreter.close()
+        self._let_go()
         if not self.is_abandoned:
             # it has nothing to do any more, so this is short
             await anyio.to_thread.run_sync(self._thread.join, GRACE)

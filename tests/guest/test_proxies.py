@@ -57,9 +57,9 @@ def test_calls_of_tools_carry_name_recipe_and_arguments() -> None:
     tools["odd name"].call_sync()
     tools.curl.list()
     assert host.calls == [
-        ("tools", "call", ("curl", None, [], {"url": "x"}), {}),
-        ("tools", "call", ("curl", "get", ["y"], {"flag": True}), {}),
-        ("tools", "call", ("odd name", None, [], {}), {}),
+        ("tools", "curl", (), {"url": "x"}),
+        ("tools", "curl.get", ("y",), {"flag": True}),
+        ("tools", "odd name", (), {}),
         ("tools", "recipes", ("curl",), {}),
     ]
 
