@@ -151,8 +151,8 @@ def confine(plan: Confinement) -> Confined:
     Raises:
         ConfinementFailed: a step failed. The process may be confined in part: it must end.
     """
-    machine = _machine()
-    kernel = _Kernel()
+    machine = find_machine()
+    kernel = Kernel()
     kernel.refuse_threads()
     kernel.forgo_new_privileges()
     _limit(plan)
@@ -191,7 +191,8 @@ def gaps(abi: int) -> list[str]:
     return [what for since, what in _GAPS.items() if abi < since]
 
 
-def _machine() -> str:
+def find_machine() -> str:
+    """What uname calls this machine, if it is one we have a system call table for."""
     if not sys.platform.startswith("linux"):
         raise ConfinementFailed(
             "platform", f"Landlock and seccomp are Linux's, not {sys.platform}'s"
@@ -236,8 +237,11 @@ def _lower(limit: int, hard: int) -> int:
     return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
 
 
-class _Kernel:
-    """The system calls of the steps; each raises `ConfinementFailed` with the step's name."""
+class Kernel:
+    """The system calls of the steps; each raises `ConfinementFailed` with the step's name.
+
+    `confine` takes them in the right order; alone they are for trying what a machine can do.
+    """
 
     def __init__(self) -> None:
         import ctypes

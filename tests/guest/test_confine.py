@@ -552,7 +552,7 @@ def test_no_privilege_is_left(who: Who, place: Path) -> None:
 def test_an_older_landlock_is_asked_for_what_it_knows(who: Who, place: Path, abi: int) -> None:
     code = f"""
 import os
-confine._Kernel.landlock_abi = lambda kernel: {abi}
+confine.Kernel.landlock_abi = lambda kernel: {abi}
 confined = confine.confine(plan)
 print(confined.landlock_abi, len(confined.gaps), open(sys.argv[3]).read())
 open("mine", "w").write("x"); os.unlink("mine")
