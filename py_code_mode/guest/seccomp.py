@@ -11,11 +11,12 @@ than this table.
 
 from __future__ import annotations
 
+import functools
 import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, Tuple
+    from typing import Iterable, Mapping, Tuple
 
     Instruction = Tuple[int, int, int, int]
     Block = Tuple[Instruction, ...]
@@ -139,7 +140,8 @@ _OWNERS_AND_ATTRIBUTES = (
 )  # fmt: skip
 
 
-def numbers(machine: str) -> dict[str, int]:
+@functools.lru_cache(maxsize=None)
+def numbers(machine: str) -> Mapping[str, int]:
     """The call numbers of the table for a machine; calls it lacks are left out.
 
     Raises:
@@ -153,6 +155,7 @@ def numbers(machine: str) -> dict[str, int]:
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
+@functools.lru_cache(maxsize=None)  # a zygote compiles once for all its workers
 def compile_filter(
     machine: str,
     *,
