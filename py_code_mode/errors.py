@@ -21,6 +21,7 @@ CodeModeError
 │   these may also be raised inside a session (guest/errors.py):
 ├── ArtifactError ─ ArtifactNotFound (KeyError), InvalidArtifact (ValueError)
 ├── CallFailed (RuntimeError), InvalidCall (TypeError), NoActiveRun (RuntimeError)
+├── ConfinementFailed            a worker could not confine itself, so it ran nothing
 ├── DependencyError ─ InvalidRequirement (ValueError), RuntimeDepsDisabled (PermissionError)
 ├── InvalidName (ValueError)
 ├── ToolError (RuntimeError) ─ ToolArgumentError (ValueError), ToolFailed,
@@ -37,6 +38,7 @@ from py_code_mode.guest.errors import (
     ArtifactNotFound,
     CallFailed,
     CodeModeError,
+    ConfinementFailed,
     DependencyError,
     InvalidArtifact,
     InvalidCall,
@@ -63,6 +65,7 @@ __all__ = [
     "CapabilityMissing",
     "CodeModeError",
     "ConfigError",
+    "ConfinementFailed",
     "DependencyError",
     "EnvironmentFailed",
     "ExecutorClosed",

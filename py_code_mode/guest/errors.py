@@ -72,6 +72,19 @@ class ValueNotPortable(CodeModeError, TypeError):
         self.type_name, self.reason = type_name, reason
 
 
+class ConfinementFailed(CodeModeError):
+    """A worker could not confine itself; it ran nothing.
+
+    Attributes:
+        step: the layer that failed, such as ``landlock``.
+        errno: what the kernel answered; None where it was not asked.
+    """
+
+    def __init__(self, step: str, reason: str, errno: int | None = None) -> None:
+        super().__init__(f"the worker could not confine itself at step {step!r}: {reason}")
+        self.step, self.reason, self.errno = step, reason, errno
+
+
 class ToolError(CodeModeError, RuntimeError):
     """A tool could not be found, called, or finished."""
 

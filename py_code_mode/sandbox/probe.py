@@ -1,0 +1,342 @@
+"""What this machine can enforce, found by trying.
+
+A kernel's version says little: distributions and containers switch layers off in many ways. So each
+layer is tried in a short-lived process of its own, and what failed is told with its errno and what
+to do. Nothing is left behind, and a probe takes at most `DEADLINE` seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from py_code_mode.guest.confine import FULL_ABI
+
+Backend = Literal["namespaces", "bubblewrap", "landlock", "none"]
+
+#: Seconds after which what has not answered counts as failed.
+DEADLINE = 1.5
+_REAP = 1.0
+ATTEMPTS = Path(__file__).with_name("attempts.py")
+_ROOT = ATTEMPTS.parents[2]
+_CGROUPS = Path("/sys/fs/cgroup")
+
+NAMESPACES = (
+    "user_namespace", "mount_namespace", "pid_namespace", "network_namespace", "ipc_namespace",
+    "uts_namespace", "cgroup_namespace",
+)  # fmt: skip
+#: Every layer, in the order in which they are reported.
+LAYERS = (
+    *NAMESPACES, "landlock", "seccomp", "bubblewrap", "overlayfs", "cgroup_limits",
+    "rlimit_processes", "memfd_sealing",
+)  # fmt: skip
+
+_REMEDIES = {
+    "user_namespace": "allow user namespaces (sysctl user.max_user_namespaces), or install "
+    "bubblewrap",
+    "pid_namespace": "a container that masks parts of /proc refuses an own /proc: run outside it, "
+    "or with /proc unmasked",
+    "landlock": "use Linux 6.12 or later (5.13 for files only), with landlock in the lsm= boot "
+    "option",
+    "seccomp": "use a kernel with CONFIG_SECCOMP_FILTER on x86_64 or aarch64",
+    "bubblewrap": "install bubblewrap with the system's package manager",
+    "overlayfs": "use Linux 5.11 or later, and a temporary folder on a file system with extended "
+    "attributes, such as ext4 or xfs",
+    "cgroup_limits": "start under `systemd-run --user --scope -p Delegate=yes`; without it limits "
+    "hold for each process and are watched, not for the session as a whole",
+    "rlimit_processes": "the limit on processes does not bind uid 0: run as another user, or let "
+    "the sandbox give workers one of their own",
+    "memfd_sealing": "use Linux 3.17 or later; without it large values go through the socket",
+}
+_NAMESPACE_REMEDY = "allow this namespace for unprivileged users, or run outside the container"
+_NOT_LINUX = "there is no sandbox on this system: use Linux, or WSL 2 on Windows"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One thing that a sandbox can be made of.
+
+    Attributes:
+        name: one of `LAYERS`.
+        is_ok: it was tried and held.
+        error: errno of what failed; None where all is well or none was given.
+        detail: what was found, or what failed.
+        remedy: what to do about a failure; empty where all is well.
+    """
+
+    name: str
+    is_ok: bool
+    error: int | None = None
+    detail: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        if self.is_ok:
+            return f"{self.name}: ok{f' ({self.detail})' if self.detail else ''}"
+        code = f" [{errno.errorcode.get(self.error, self.error)}]" if self.error else ""
+        return f"{self.name}: failed{code}: {self.detail}; {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What this machine can enforce, for the user who asked.
+
+    Attributes:
+        layers: one for each of `LAYERS`, in that order.
+        landlock_abi: 0 where there is none.
+        landlock_gaps: what this Landlock leaves open, in words.
+        bubblewrap: version, where it is installed and works.
+        uid: who asked.
+        duration: seconds it took.
+    """
+
+    layers: tuple[Layer, ...]
+    landlock_abi: int = 0
+    landlock_gaps: tuple[str, ...] = ()
+    bubblewrap: str | None = None
+    uid: int = field(default_factory=lambda: os.geteuid() if hasattr(os, "geteuid") else -1)
+    duration: float = 0.0
+
+    def __getitem__(self, name: str) -> Layer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """What a sandbox can be built from here, best first; ``none`` is always the last."""
+        found: list[Backend] = []
+        self_confining = self["landlock"].is_ok and self["seccomp"].is_ok
+        if self_confining and all(self[name].is_ok for name in NAMESPACES):
+            found.append("namespaces")
+        if self["bubblewrap"].is_ok:
+            found.append("bubblewrap")
+        # without a namespace in front nothing else keeps signals and sockets inside
+        if self_confining and self.landlock_abi >= FULL_ABI:
+            found.append("landlock")
+        return (*found, "none")
+
+    @property
+    def failures(self) -> tuple[Layer, ...]:
+        return tuple(layer for layer in self.layers if not layer.is_ok)
+
+
+@functools.cache
+def probe() -> Probe:
+    """What this machine can enforce; tried once in a process, which takes up to `DEADLINE`."""
+    return examine()
+
+
+def examine(*, attempts: Path = ATTEMPTS, deadline: float = DEADLINE) -> Probe:
+    """Try every layer now.
+
+    Args:
+        attempts: the script that tries, and prints a JSON object for each layer.
+        deadline: seconds after which what has not answered counts as failed; this blocks no longer.
+    """
+    started = time.monotonic()
+    if not sys.platform.startswith("linux"):
+        layers = tuple(
+            Layer(name=name, is_ok=False, detail=f"this is {sys.platform}", remedy=_NOT_LINUX)
+            for name in LAYERS
+        )
+        return Probe(layers=layers)
+    with tempfile.TemporaryDirectory(prefix="code-mode-probe-") as scratch:
+        bubblewrap = _start_bubblewrap()
+        tries = _start([sys.executable, "-I", "-S", str(attempts), str(_ROOT), scratch])
+        cgroups = _cgroup_limits()
+        told = _attempted(_finish(tries, started + deadline))
+        version, layer = _bubblewrap(bubblewrap, started + deadline)
+    found = {name: _layer(name, told.get(name)) for name in LAYERS}
+    found |= {"bubblewrap": layer, "cgroup_limits": cgroups}
+    landlock = told.get("landlock", {})
+    return Probe(
+        layers=tuple(found[name] for name in LAYERS),
+        landlock_abi=int(landlock.get("abi", 0)),
+        landlock_gaps=tuple(landlock.get("gaps", ())),
+        bubblewrap=version,
+        duration=time.monotonic() - started,
+    )
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8"},
+        start_new_session=True,
+    )
+
+
+def _finish(process: subprocess.Popen[bytes], until: float) -> bytes:
+    """What it wrote; ended with all its children where it is not done in time."""
+    try:
+        return process.communicate(timeout=max(until - time.monotonic(), 0.01))[0]
+    except subprocess.TimeoutExpired as late:
+        # a child that left the group is ended by its parent's death, and by its alarm
+        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            return process.communicate(timeout=_REAP)[0]
+        except subprocess.TimeoutExpired:
+            return late.stdout or b""
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(_REAP)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _attempted(output: bytes) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for line in output.splitlines():
+        try:
+            told: object = json.loads(line)
+        except ValueError:
+            continue  # a library's warning
+        if isinstance(told, Mapping) and "name" in told:
+            entry = cast("dict[str, Any]", told)
+            found[str(entry["name"])] = entry
+    return found
+
+
+def _layer(name: str, told: dict[str, Any] | None) -> Layer:
+    if told is None:
+        return Layer(
+            name=name, is_ok=False, detail="gave no answer in time", remedy=_remedy(name, None)
+        )
+    detail = str(told.get("detail", ""))
+    if told["ok"]:
+        return Layer(name=name, is_ok=True, detail=detail)
+    number = told.get("errno")
+    return Layer(name=name, is_ok=False, error=number, detail=detail, remedy=_remedy(name, number))
+
+
+def _remedy(name: str, number: int | None) -> str:
+    """What to do, by the switches that are known to turn user namespaces off."""
+    if name in NAMESPACES or name == "overlayfs":
+        if _reads("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+            return (
+                "AppArmor forbids user namespaces here: set sysctl "
+                "kernel.apparmor_restrict_unprivileged_userns=0, or install bubblewrap with its "
+                "profile"
+            )
+        if _reads("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+            return "set sysctl kernel.unprivileged_userns_clone=1, or install bubblewrap"
+        if _reads("/proc/sys/user/max_user_namespaces") == "0":
+            return "set sysctl user.max_user_namespaces=10000, or install bubblewrap"
+        if number == errno.ENOSPC:
+            return (
+                "too many namespaces are nested or alive: raise the sysctls user.max_*_namespaces"
+            )
+    return _REMEDIES.get(name, _NAMESPACE_REMEDY)
+
+
+def _reads(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+# -- bubblewrap
+
+
+def _start_bubblewrap() -> subprocess.Popen[bytes] | None:
+    program, true = shutil.which("bwrap"), shutil.which("true")
+    if program is None or true is None:
+        return None
+    walls = ("--unshare-all", "--die-with-parent", "--new-session", "--ro-bind", "/", "/")
+    return _start([program, *walls, "--proc", "/proc", "--dev", "/dev", "--", true])
+
+
+def _bubblewrap(process: subprocess.Popen[bytes] | None, until: float) -> tuple[str | None, Layer]:
+    name, remedy = "bubblewrap", _REMEDIES["bubblewrap"]
+    if process is None:
+        return None, Layer(
+            name=name, is_ok=False, error=errno.ENOENT, detail="not installed", remedy=remedy
+        )
+    program = cast("list[str]", process.args)[0]
+    said = _finish(process, until).decode(errors="replace").strip()
+    if process.returncode != 0:
+        detail = said[:300] or f"ended with {process.returncode}"
+        remedy = _remedy("user_namespace", None)
+        return None, Layer(name=name, is_ok=False, detail=detail, remedy=remedy)
+    asked = _finish(_start([program, "--version"]), max(until, time.monotonic() + 0.1))
+    version = asked.decode(errors="replace").strip().removeprefix("bubblewrap ")
+    return version, Layer(name=name, is_ok=True, detail=f"version {version}, {program}")
+
+
+# -- control groups
+
+
+def _cgroup_limits() -> Layer:
+    """Whether a group with limits on memory and processes can be made below our own."""
+    name = "cgroup_limits"
+    problem: OSError | None = None
+    for folders, kind, wanted in _own_cgroups():
+        try:
+            missing = _missing_controllers(folders, wanted)
+        except OSError as error:
+            problem = problem or error
+            continue
+        if not missing:
+            return Layer(name=name, is_ok=True, detail=kind)
+        problem = problem or OSError(errno.ENODEV, f"{kind} without {' and '.join(missing)}")
+    detail = (problem.strerror or str(problem)) if problem else "no control groups are mounted"
+    number = problem.errno if problem else errno.ENOENT
+    return Layer(
+        name=name, is_ok=False, error=number, detail=detail, remedy=_REMEDIES["cgroup_limits"]
+    )
+
+
+def _own_cgroups() -> list[tuple[list[Path], str, tuple[str, ...]]]:
+    """The folders of our own groups, by hierarchy: version 2, then version 1."""
+    first: dict[str, Path] = {}
+    second: list[Path] = []
+    for line in (_reads("/proc/self/cgroup") or "").splitlines():
+        number, controllers, path = line.split(":", 2)
+        below = path.lstrip("/")
+        if number == "0":
+            roots = (_CGROUPS, _CGROUPS / "unified")
+            second += [root / below for root in roots if (root / "cgroup.controllers").exists()]
+        for controller in controllers.split(","):
+            if controller in ("memory", "pids") and (_CGROUPS / controller).is_dir():
+                first[controller] = _CGROUPS / controller / below
+    found: list[tuple[list[Path], str, tuple[str, ...]]] = []
+    if second:
+        found.append((second[:1], "version 2", ("memory", "pids")))
+    if first:
+        found.append((list(first.values()), "version 1", ("memory", "pids")))
+    return found
+
+
+def _missing_controllers(folders: list[Path], wanted: tuple[str, ...]) -> list[str]:
+    """Make a group in each folder and look which limits it has; the groups are removed again."""
+    has: set[str] = set()
+    for folder in folders:
+        made = folder / f"code-mode-probe-{os.getpid()}-{time.monotonic_ns()}"
+        made.mkdir()
+        try:
+            names = os.listdir(made)
+            files = {"memory.max", "memory.limit_in_bytes"} & set(names)
+            has |= {"memory"} if any(os.access(made / name, os.W_OK) for name in files) else set()
+            has |= {"pids"} if os.access(made / "pids.max", os.W_OK) else set()
+        finally:
+            made.rmdir()
+    return [controller for controller in wanted if controller not in has]
