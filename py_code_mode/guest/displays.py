@@ -4,18 +4,18 @@ Functions here return bundles; whoever evaluates a cell emits them. Text types a
 bytes. What user code raises while it describes itself costs that one form of output, not the
 run; KeyboardInterrupt passes.
 
-matplotlib is never imported from here. The worker's start sets ``MPLBACKEND=Agg`` (see
-`set_backend`); figures still open when a cell ends are drawn and closed by `collect_figures`, and
-`hook_pyplot` makes ``plt.show()`` do so at once.
+matplotlib is never imported from here. A worker is started with ``MPLBACKEND=Agg``; figures still
+open when a cell ends are drawn and closed by `collect_figures`, and `hook_pyplot` makes
+``plt.show()`` do so at once.
 """
 
 # Values are Any: narrowed by isinstance(), their parts are what pyright calls unknown.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
-import os
 import sys
 
+from .imports import AfterImport
 from .snapshot import bounded_repr
 
 TYPE_CHECKING = False  # typing itself takes milliseconds to import
@@ -42,14 +42,6 @@ _METHODS: tuple[tuple[str, str], ...] = (
 )
 
 _TEXT = ("image/svg+xml", "application/json", "application/javascript", "application/xml")
-
-
-def set_backend() -> None:
-    """Choose matplotlib's file-only backend, unless the environment names one.
-
-    To be called before user code: matplotlib reads the variable when it is first imported.
-    """
-    os.environ.setdefault("MPLBACKEND", "Agg")
 
 
 def mime_bundle(value: object, *, max_bytes: int = MAX_BYTES) -> Bundle | None:
@@ -148,50 +140,13 @@ def hook_pyplot(
         pyplot.show = show
         undo.append(restore)
 
-    loaded = sys.modules.get("matplotlib.pyplot")
-    if loaded is not None and hasattr(loaded, "show"):
-        patch(loaded)
-    else:
-        finder = _PyplotFinder(patch)
-        sys.meta_path.insert(0, finder)
-        undo.append(finder.leave)
+    undo.append(AfterImport("matplotlib.pyplot", patch).leave)
 
     def unhook() -> None:
         while undo:
             undo.pop()()
 
     return unhook
-
-
-class _PyplotFinder:
-    """Waits on sys.meta_path for the first import of pyplot, then leaves."""
-
-    def __init__(self, then: Callable[[Any], None]) -> None:
-        self._then = then
-
-    def leave(self) -> None:
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "matplotlib.pyplot":
-            return None
-        self.leave()
-        for finder in list(sys.meta_path):
-            find = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find is not None else None
-            if spec is not None and spec.loader is not None:
-                spec.loader.exec_module = self._executing(spec.loader.exec_module)
-                return spec
-        sys.meta_path.insert(0, self)  # not installed: it may be yet
-        return None
-
-    def _executing(self, own: Callable[[Any], None]) -> Callable[[Any], None]:
-        def execute(module: Any) -> None:
-            own(module)
-            self._then(module)
-
-        return execute
 
 
 def _is_figure(value: object) -> bool:

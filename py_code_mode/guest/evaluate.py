@@ -10,7 +10,7 @@ import os
 import sys
 from types import ModuleType, TracebackType
 
-from .source import FindClassSource, cell_mark, compile_cell, forget, forget_module, remember
+from .source import cell_mark, compile_cell, find_classes_of, forget, forget_module, remember
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Interpreter:
         self._last: object = None
         sys.modules[module_name] = self.module
         self._fill()
-        FindClassSource.for_module(module_name)
+        find_classes_of(module_name)
         self._mark = cell_mark(module_name)
 
     @property

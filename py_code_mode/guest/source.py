@@ -5,14 +5,14 @@ from __future__ import annotations
 import _ast
 import linecache
 import re
-import sys
 from types import CodeType
+
+from .imports import AfterImport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ast
-    from collections.abc import Callable, Sequence
-    from importlib.machinery import ModuleSpec
+    from collections.abc import Callable
     from types import ModuleType
 
 _ONLY_AST = 0x0400  # ast.PyCF_ONLY_AST; the ast module itself costs the worker's start 3 ms
@@ -160,50 +160,20 @@ def forget_module(module_name: str) -> None:
 
 #: Modules whose classes have their source in cells.
 _cell_modules: set[str] = set()
+_is_wrapped = False
 
 
-class FindClassSource:
-    """Makes `inspect.getsource` work on classes of cells, without importing inspect ourselves.
+def find_classes_of(module_name: str) -> None:
+    """Make `inspect.getsource` work on the classes of cells, without importing inspect ourselves.
 
     `inspect.getfile` knows only a module's single file; a session's module has one per run. So
     getfile is wrapped once: now, or when inspect is imported (many modules bring it along).
     """
-
-    _installed = False
-
-    @classmethod
-    def for_module(cls, module_name: str) -> None:
-        """Look for the classes of this module in cells."""
-        _cell_modules.add(module_name)
-        if cls._installed:
-            return
-        cls._installed = True
-        if "inspect" in sys.modules:
-            _wrap_getfile(sys.modules["inspect"])
-        else:
-            sys.meta_path.insert(0, cls())
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
-    ) -> ModuleSpec | None:
-        if fullname != "inspect":
-            return None
-        from importlib.machinery import PathFinder
-
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return None
-        loader = spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            _wrap_getfile(module)
-
-        loader.exec_module = exec_module
-        return spec
+    global _is_wrapped
+    _cell_modules.add(module_name)
+    if not _is_wrapped:
+        _is_wrapped = True
+        AfterImport("inspect", _wrap_getfile)
 
 
 def _wrap_getfile(inspect: ModuleType) -> None:

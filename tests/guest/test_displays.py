@@ -20,7 +20,6 @@ from py_code_mode.guest.displays import (
     display_bundle,
     hook_pyplot,
     mime_bundle,
-    set_backend,
 )
 
 pd: Any = pandas
@@ -159,15 +158,6 @@ def test_nothing_of_matplotlib_is_loaded() -> None:
         timeout=60,
         env={"PYTHONPATH": str(Path(__file__).parents[2])},
     )
-
-
-def test_set_backend_leaves_a_choice_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MPLBACKEND", "svg")
-    set_backend()
-    assert os.environ["MPLBACKEND"] == "svg"
-    monkeypatch.delenv("MPLBACKEND")
-    set_backend()
-    assert os.environ["MPLBACKEND"] == "Agg"
 
 
 @pytest.fixture
