@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 _SLICE = 0.05
 #: Characters a session may be ahead of the event loop before its thread waits.
 _MAX_BUFFERED = 4 << 20
+#: Characters of one line that may wait for its end.
+_MAX_LINE = 64 << 10
 _PLAIN_MODULES = ("builtins", "numpy", "pandas", "polars", "pyarrow")
 
 _module_numbers = count(1)
@@ -186,6 +188,10 @@ class InProcessExecutor(Executor):
         await to_the_end(free)
 
 
+def _ends_line(text: str) -> bool:
+    return "\n" in text or "\r" in text
+
+
 class _Guest:
     """One thread and its namespace; used from the event loop, except where it says otherwise."""
 
@@ -290,12 +296,13 @@ class _Guest:
         self._post(self._on_display, Display(data=dict(bundle)))
 
     def write(self, stream: str, text: str) -> None:
-        """Take what the session's threads print (any thread)."""
+        """Take what the session's threads print (any thread); passed on by the line."""
         with self._lock:
             self._buffer.append((stream, text))
             self._buffered += len(text)
-            schedule = not self._flush_scheduled
-            self._flush_scheduled = True
+            is_due = _ends_line(text) or self._buffered > _MAX_LINE
+            schedule = is_due and not self._flush_scheduled
+            self._flush_scheduled |= is_due
         if schedule:
             self._post(self._flush)
         # the loop may be slow, or its callback may be: wait, but let interrupts in
@@ -304,6 +311,10 @@ class _Guest:
             pause.acquire()
             self._pauses.append(pause)
             pause.acquire(timeout=_SLICE)
+
+    def flush(self) -> None:
+        """Pass on what there is, also a part of a line (any thread)."""
+        self._post(self._flush_all)
 
     def _post(self, function: Callable[..., object], *args: object) -> None:
         try:
@@ -318,14 +329,32 @@ class _Guest:
         if activity is not None and activity.is_behind:
             self._loop.call_later(_SLICE, self._flush)  # the guest's thread waits meanwhile
         else:
-            self._flush_all()
+            self._pass_on(self._take_lines())
 
     def _flush_all(self) -> None:
-        activity = self._activity
         with self._lock:
             pieces, self._buffer = self._buffer, []
             self._buffered = 0
             self._flush_scheduled = False
+        self._pass_on(pieces)
+
+    def _take_lines(self) -> list[tuple[str, str]]:
+        with self._lock:
+            pieces = self._buffer
+            end = len(pieces)
+            # print() writes a line in pieces; its rest stays here, unless it has grown long
+            while end and not _ends_line(pieces[end - 1][1]):
+                end -= 1
+            if self._buffered > _MAX_LINE:
+                end = len(pieces)
+            taken, self._buffer = pieces[:end], pieces[end:]
+            self._buffered = sum(len(text) for _, text in self._buffer)
+            self._flush_scheduled = False
+        return taken
+
+    def _pass_on(self, pieces: list[tuple[str, str]]) -> None:
+        activity = self._activity
+        with self._lock:
             pauses, self._pauses = self._pauses, []
         for pause in pauses:
             pause.release()
@@ -353,7 +382,7 @@ class _Guest:
 
     async def run(self, request: RunRequest, on_event: OnEvent | None) -> RunOutcome:
         thread_streams.refresh()
-        self._flush()
+        self._flush_all()
         late, self._between = self._between.as_late(), between_runs()
         activity = self._activity = Activity(
             request,

@@ -21,6 +21,7 @@ class Sink(Protocol):
     """Takes what the threads of one session write."""
 
     def write(self, stream: str, text: str) -> None: ...
+    def flush(self) -> None: ...
 
 
 _sinks: dict[int, Sink] = {}
@@ -50,8 +51,11 @@ class _Router(io.TextIOBase):
             self.write(line)
 
     def flush(self) -> None:
-        if threading.get_ident() not in _sinks:
+        sink = _sinks.get(threading.get_ident())
+        if sink is None:
             self.original.flush()
+        else:
+            sink.flush()
 
     def close(self) -> None:
         """Stay open: it is the host's stream too."""

@@ -835,6 +835,16 @@ class ExecutorContract(ABC):
             assert [e.display.text for e in events if isinstance(e, Shown)] == ["three"]
             assert {e.kind for e in events} == {"stdout", "stderr", "call", "display"}
 
+    async def test_printed_lines_come_whole(self) -> None:
+        async with self.open() as guest:
+            events: list[Event] = []
+            await guest.run(
+                "for number in range(300): print('line', number, 'of', 300)", on_event=events.append
+            )
+            texts = [event.text for event in events if isinstance(event, Output)]
+            assert "".join(texts).count("\n") == 300
+            assert all(text.endswith("\n") for text in texts)
+
     async def test_events_come_before_the_run_ends(self) -> None:
         seen = anyio.Event()
 
