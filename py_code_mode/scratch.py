@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import tempfile
 import time
 from functools import cache
 from pathlib import Path
+
+from py_code_mode.stores.folders import remove_tree
 
 PREFIX = "code-mode-"
 _LOCK = ".alive"
@@ -60,7 +61,7 @@ class Scratch:
         """Remove everything; idempotent, blocking."""
         if self._lock < 0:
             return
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_tree(self._folder)
         os.close(self._lock)
         self._lock = -1
 
@@ -85,8 +86,8 @@ def sweep(parent: Path) -> list[Path]:
         folders = [Path(entry.path) for entry in entries if entry.name.startswith(PREFIX)]
     for folder in folders:
         try:
-            if folder.lstat().st_uid == os.geteuid() and _is_abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+            is_ours = folder.lstat().st_uid == os.geteuid()
+            if is_ours and _is_abandoned(folder) and remove_tree(folder):
                 removed.append(folder)
         except OSError:
             continue  # gone meanwhile, or not a folder of ours

@@ -686,3 +686,121 @@ async def test_twenty_sessions_start_at_once(new_executor: NewExecutor) -> None:
         async with anyio.create_task_group() as tasks:
             for number in range(20):
                 tasks.start_soon(use, number)
+
+
+# -- what a review found
+
+
+async def test_slow_callback_does_not_cost_the_variables(new_executor: NewExecutor) -> None:
+    """The grace went on while the callback took its time, and ended a run that was over."""
+    released = anyio.Event()
+
+    async def slow(event: object) -> None:
+        if getattr(event, "kind", "") == "stdout":
+            await released.wait()
+
+    async with session_of(new_executor) as session, anyio.create_task_group() as tasks:
+        await session.run("x = 1")
+        results: list[Any] = []
+        ended = anyio.Event()
+
+        async def run() -> None:
+            results.append(await session.run("print(1)\nwhile True: pass", 0.2, slow))
+            ended.set()
+
+        tasks.start_soon(run)
+        with anyio.fail_after(TIMEOUT):
+            await anyio.sleep(
+                0.2 + 1.5
+            )  # the deadline, the grace and some more: real time is the point
+            released.set()
+            await ended.wait()
+        assert results[0].state == "kept"
+        assert (await session.run("x")).value == 1
+
+
+async def test_tool_may_close_its_own_session(new_executor: NewExecutor) -> None:
+    """The call waited for the close, and the close for the call."""
+    session = session_of(new_executor)
+
+    async def finish() -> None:
+        await session.close()
+
+    session.add_tool(finish)
+    await session.start()
+    with anyio.fail_after(TIMEOUT):
+        result = await session.run("tools.finish()")
+        assert not result.is_ok
+        await session.close()
+    with pytest.raises(SessionClosed):
+        await session.run("1")
+
+
+async def test_loss_between_runs_is_told_after_a_cancelled_run() -> None:
+    """The cancelled run took the notice of the loss with it."""
+    async with session_of(SubprocessExecutor) as session:
+        pid = (await session.run("import os; x = 1; os.getpid()")).value
+        assert isinstance(pid, int)
+        worker = psutil.Process(pid)
+        worker.kill()
+        await anyio.to_thread.run_sync(worker.wait, TIMEOUT)
+        with anyio.move_on_after(0.5):
+            await session.run("while True: pass")
+        assert session.state == "lost"
+        result = await session.run("'x' in globals()")
+        assert (result.value, result.state) == (False, "lost")
+        assert (await session.run("1")).state == "kept"
+
+
+async def test_second_close_waits_for_the_first(new_executor: NewExecutor) -> None:
+    """In process it came back at once, and took the workdir from under the code."""
+    session = session_of(new_executor)
+    await session.start()
+    order: list[str] = []
+
+    async def close(name: str) -> None:
+        await session.close()
+        order.append(name)
+
+    with anyio.fail_after(TIMEOUT):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(
+                session.run,
+                "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+            )
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(close, "first")
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(close, "second")
+    assert sorted(order) == ["first", "second"]
+    assert order[0] == "first"
+
+
+async def test_exit_with_an_unread_reply_tells_its_own_status() -> None:
+    """A reset connection was told instead of how the worker had ended."""
+    async with session_of(SubprocessExecutor) as session:
+
+        async def big() -> str:
+            return "x" * 100_000
+
+        session.add_tool(big)
+        result = await session.run(
+            "import asyncio, os, time\n"
+            "asyncio.ensure_future(tools.big.call_async())\n"
+            "await asyncio.sleep(0)\n"
+            "await asyncio.sleep(0)\n"
+            "time.sleep(0.3)\n"
+            "os._exit(7)"
+        )
+        assert result.failure is not None
+        assert "exited with status 7" in result.failure.message
+
+
+async def test_kept_arrays_hold_no_descriptors() -> None:
+    """Each one that came through shared memory kept a descriptor open."""
+    async with session_of(SubprocessExecutor) as session:
+        await session.run("import numpy")
+        before = psutil.Process().num_fds()
+        kept = [(await session.run("numpy.ones(100_000)")).value for _ in range(5)]
+        assert psutil.Process().num_fds() == before
+        assert len(kept) == 5

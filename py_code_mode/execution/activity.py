@@ -183,6 +183,8 @@ class Activity:
         if not self.is_over:
             self.is_over = True
             self.ended = perf_counter()
+            # a slow callback may take its time now: nothing is left to be stopped
+            self._cancel_timers()
             self._notify()
             for onlooker in self._onlookers:
                 if not onlooker.done():

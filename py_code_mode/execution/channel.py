@@ -73,6 +73,9 @@ class Channel:
                 data, fds = wire.receive(self._socket)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                self._end(None)  # it is gone, and had not read all: its exit tells why
+                return
             except (OSError, wire.WireError) as error:
                 self._end(str(error))
                 return
@@ -117,20 +120,23 @@ class Channel:
     def _flush(self) -> None:
         try:
             while self._outgoing:
-                buffers, fds = self._outgoing.popleft()
+                buffers, fds = self._outgoing[0]
                 try:
                     sent = wire.send_some(self._socket, buffers, fds)
                 except BlockingIOError:
-                    self._outgoing.appendleft((buffers, fds))
                     if not self._is_writing:
                         self._is_writing = True
                         self._loop.add_writer(self._socket.fileno(), self._flush)
                     return
+                self._outgoing.popleft()
                 for fd in fds:
                     os.close(fd)
                 rest = wire.advance(buffers, sent)
                 if rest:
                     self._outgoing.appendleft((rest, []))
+        except (BrokenPipeError, ConnectionResetError):
+            self._end(None)
+            return
         except OSError as error:
             self._end(str(error))
             return

@@ -101,6 +101,7 @@ class InProcessExecutor(Executor):
     def __init__(self, config: InProcessConfig | None = None) -> None:
         self._config = config or InProcessConfig()
         self._state = "not started"
+        self._closed = anyio.Event()
         self._supervisor: Supervisor | None = None
         self._guest: _Guest | None = None
         self._setup: Setup | None = None
@@ -171,11 +172,20 @@ class InProcessExecutor(Executor):
 
     async def close(self) -> None:
         guest, self._guest = self._guest, None
-        self._state = "closed"
+        before, self._state = self._state, "closed"
         if guest is None:
+            if before == "closed":
+                await to_the_end(self._closed.wait)
+            self._closed.set()
             return
 
         async def free() -> None:
+            try:
+                await end()
+            finally:
+                self._closed.set()
+
+        async def end() -> None:
             await guest.close()
             thread_streams.release()
             overlay = self._setup.overlay if self._setup else None
@@ -477,10 +487,12 @@ class _Guest:
         if len(activity.calls) >= MAX_OPEN_CALLS:
             answer(None, CallFailed(name, f"more than {MAX_OPEN_CALLS} calls at once"))
             return
-        activity.tell(Called(*target))
 
         async def serve() -> None:
             try:
+                await activity.caught_up()
+                if activity.is_listened_to:
+                    activity.tell(Called(*target))
                 result = await self._call(*target, args, kwargs)
             except CodeModeError as error:
                 answer(None, error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from contextlib import ExitStack
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +41,7 @@ from py_code_mode.execution.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from subprocess import Popen
 
 _GUEST = str(Path(guest.__file__).with_name("__main__.py"))
 _PASSED_ON = (
@@ -102,6 +104,7 @@ class SubprocessExecutor(Executor):
         self._call: Call | None = None
         self._incarnation = 0
         self._told_of_death = False
+        self._owes_notice = False
         self._starting: anyio.CancelScope | None = None
         self._started = anyio.Event()
         self._closed = anyio.Event()
@@ -143,11 +146,13 @@ class SubprocessExecutor(Executor):
             if self._starting.cancelled_caught:  # by close()
                 raise ExecutorClosed(self.name, "closed")
         finally:
-            if self._state != "started":
-                self._state = "not started"
-                await to_the_end(self._free)
-            self._starting = None
-            self._started.set()
+            try:
+                if self._state != "started":
+                    self._state = "not started"
+                    await to_the_end(self._free)
+            finally:
+                self._starting = None
+                self._started.set()
         return self.capabilities
 
     async def _new_worker(self) -> Worker:
@@ -166,12 +171,13 @@ class SubprocessExecutor(Executor):
 
     def _connect(self, worker: Worker, setup: Setup, environment: Environment) -> None:
         """Start the process and hand everything that needs closing to the worker."""
-        ours, theirs = socket.socketpair()
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        lifeline, ours_alive = os.pipe()
-        theirs_only = (out_write, err_write, lifeline)
-        try:
+        with ExitStack() as given, ExitStack() as held:
+            ours, theirs = socket.socketpair()
+            held.callback(ours.close)
+            given.callback(theirs.close)
+            out_read, out_write = _pipe(held, given)
+            err_read, err_write = _pipe(held, given)
+            lifeline, ours_alive = _pipe(given, held)
             child = spawn(
                 [str(environment.python), "-I", _GUEST, str(theirs.fileno()), str(lifeline)],
                 workdir=setup.workdir,
@@ -180,51 +186,45 @@ class SubprocessExecutor(Executor):
                 stderr=err_write,
                 pass_fds=(theirs.fileno(), lifeline),
             )
-        except BaseException:
-            ours.close()
-            for fd in (out_read, err_read, ours_alive):
-                os.close(fd)
-            raise
-        finally:
-            theirs.close()
-            for fd in theirs_only:
-                os.close(fd)
+            held.callback(_end, child)
 
-        def on_exit(status: int) -> None:
-            os.close(ours_alive)
-            worker.on_exit(status)
+            def on_exit(status: int) -> None:
+                os.close(ours_alive)
+                worker.on_exit(status)
 
-        def attach() -> None:
-            worker.attach(
-                Channel(ours, worker.on_frame, worker.on_channel_end),
-                (
-                    OutputPipe(out_read, partial(worker.on_output, "stdout")),
-                    OutputPipe(err_read, partial(worker.on_output, "stderr")),
-                ),
-                GuestProcess(child, on_exit),
-            )
+            def attach() -> None:
+                process = GuestProcess(child, on_exit)
+                channel = Channel(ours, worker.on_frame, worker.on_channel_end)
+                stdout = OutputPipe(out_read, partial(worker.on_output, "stdout"))
+                stderr = OutputPipe(err_read, partial(worker.on_output, "stderr"))
+                worker.attach(channel, (stdout, stderr), process)
 
-        # in an empty context: callbacks must not keep one caller's context variables alive
-        Context().run(attach)
+            # in an empty context: callbacks must not keep one caller's context variables alive
+            Context().run(attach)
+            held.pop_all()  # the worker closes them from now on
 
     async def run(self, request: RunRequest, on_event: OnEvent | None = None) -> RunOutcome:
         worker = self._live()
-        died_between = worker.death is not None and not self._told_of_death
         if worker.death is not None:
+            self._owes_notice |= not self._told_of_death
             worker = await self._replace(worker)
         self._told_of_death = False
         try:
             outcome = await worker.run(request, on_event)
         finally:
-            self.state = "kept"
+            # a loss that no outcome has told of yet is not forgotten by a cancelled run
+            is_lost = worker.death is not None or self._owes_notice
+            self.state = "lost" if is_lost else "kept"
             if worker.death is not None:
-                self.state = "lost"
                 self._told_of_death = True
                 await to_the_end(worker.kill)
-        if worker.death is None and died_between:
-            note = "the worker had ended since the previous run: this run began without variables"
-            self.state = "lost"
-            outcome = replace(outcome, state="lost", notes=(note, *outcome.notes))
+        if self._owes_notice:
+            self._owes_notice = False
+            if worker.death is None:
+                note = (
+                    "the worker had ended since the previous run: this run began without variables"
+                )
+                outcome = replace(outcome, state="lost", notes=(note, *outcome.notes))
         return outcome
 
     async def _replace(self, worker: Worker) -> Worker:
@@ -288,12 +288,27 @@ class SubprocessExecutor(Executor):
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.close()
-        environment = self._environment
-        if environment is not None and environment.is_private:
-            await environment.remove()
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
-            await supervisor.release()
+        try:
+            environment = self._environment
+            if environment is not None and environment.is_private:
+                await environment.remove()
+        finally:
+            supervisor, self._supervisor = self._supervisor, None
+            if supervisor is not None:
+                await supervisor.release()
+
+
+def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed by these."""
+    read, write = os.pipe()
+    reader.callback(os.close, read)
+    writer.callback(os.close, write)
+    return read, write
+
+
+def _end(child: Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
 
 
 def _environment_variables(environment: Environment) -> dict[str, str]:

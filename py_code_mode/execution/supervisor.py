@@ -9,6 +9,7 @@ user to go ends what is left and waits for it.
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -16,8 +17,9 @@ import anyio
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from contextvars import Context
 
+#: The job that the current task is part of; tasks made in it belong to it too.
+_current_job: ContextVar[Job | None] = ContextVar("current_job", default=None)
 _supervisors: WeakKeyDictionary[asyncio.AbstractEventLoop, Supervisor] = WeakKeyDictionary()
 
 
@@ -36,7 +38,7 @@ class Job:
     @property
     def is_current(self) -> bool:
         """Whether the caller is part of it: it cannot wait for itself."""
-        return self._task is asyncio.current_task()
+        return _current_job.get() is self
 
     def cancel(self) -> None:
         """Ask it to stop; `wait` tells when it has."""
@@ -83,6 +85,7 @@ class Supervisor:
         """Start work in the background, with the context variables of `context`."""
 
         async def run(job: Job) -> None:
+            _current_job.set(job)
             try:
                 with job.scope:
                     await function(*args)

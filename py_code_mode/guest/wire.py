@@ -33,6 +33,9 @@ MAX_SEGMENTS = 1 << 15
 MAX_FDS = 8
 #: From this size on a segment travels as a memfd; measured: the break-even with copying.
 MEMFD_THRESHOLD = 256 << 10
+#: Up to this size a received memfd is read, not mapped: a mapping keeps a descriptor open as long
+#: as the value lives (until Python 3.13), and results may be kept by the thousand.
+COPIED_SIZE = 16 << 20
 #: Above malloc's mmap threshold (128 KiB) each receive would map and unmap its buffer: 13 µs more.
 RECEIVE_SIZE = 64 << 10
 
@@ -128,6 +131,16 @@ def map_sealed(fd: int, size: int) -> Buffer:
         raise WireError(f"a passed segment has {status.st_size} bytes, not {size}")
     if size == 0:
         return b""
+    if size <= COPIED_SIZE:
+        data = bytearray(size)
+        view = memoryview(data)
+        done = 0
+        while done < size:
+            got = os.preadv(fd, [view[done:]], done)
+            if not got:
+                raise WireError("a passed segment ended early")
+            done += got
+        return data
     return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
 
 
@@ -226,7 +239,10 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
         if message_flags & _socket.MSG_CTRUNC:
             for fd in fds:
                 os.close(fd)
-            raise WireError(f"more than {MAX_FDS} descriptors came at once")
+            raise WireError(
+                f"descriptors were lost: more than {MAX_FDS} came at once, or this process has too "
+                "many open files"
+            )
     return data, fds
 
 

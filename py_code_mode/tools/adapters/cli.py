@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import anyio
@@ -33,12 +34,12 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from py_code_mode.errors import ToolArgumentError, ToolError, ToolFailed, ToolTimeout
+from py_code_mode.stores.folders import remove_tree
 from py_code_mode.tools.schema import ArgumentCheck, Command, Parameter, object_schema
 from py_code_mode.tools.tool import Tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from py_code_mode.results import JsonValue
 
@@ -581,15 +582,5 @@ def _environment(command: Command, folder: str) -> dict[str, str]:
 
 
 def _remove(folder: str) -> None:
-    def make_removable(function: Callable[..., object], path: str, _: object) -> None:
-        # A folder without write permission keeps its entries: open it, then try once more.
-        with contextlib.suppress(OSError):
-            os.chmod(os.path.dirname(path), 0o700)
-            os.chmod(path, 0o700)
-            function(path)
-
-    shutil.rmtree(folder, onerror=make_removable)
-    if os.path.exists(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    if os.path.exists(folder):
+    if not remove_tree(Path(folder)):
         _log.warning("the temporary directory %s could not be removed", folder)
