@@ -10,6 +10,7 @@ CodeModeError
 │   └── InterpreterNotFound (LookupError)
 ├── ExecutorClosed               not started yet, or closed
 ├── ExecutorNotFound (LookupError)
+├── ForeignEventLoop (RuntimeError)  a session was used from another event loop than its own
 ├── GuestDied                    the guest's process ended while the host was talking to it
 ├── HandleNotFound (KeyError)    the guest holds no value by this name (any more)
 ├── ProtocolViolation            the guest sent what the protocol does not allow
@@ -70,6 +71,7 @@ __all__ = [
     "EnvironmentFailed",
     "ExecutorClosed",
     "ExecutorNotFound",
+    "ForeignEventLoop",
     "GuestDied",
     "HandleNotFound",
     "InterpreterNotFound",
@@ -185,6 +187,17 @@ class ProtocolViolation(CodeModeError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"the guest broke the protocol: {reason}")
         self.reason = reason
+
+
+class ForeignEventLoop(CodeModeError, RuntimeError):
+    """A session was used from another event loop than the one it was started on."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"session {session_id} belongs to the event loop it was started on; use it there, or "
+            "start another session on this one"
+        )
+        self.session_id = session_id
 
 
 class ReentrantRun(CodeModeError, RuntimeError):

@@ -202,8 +202,9 @@ class ExecutionResult:
         if self.value is not None:
             parts.append(_describe_value(self.value))
         if self.failure is not None:
-            parts.append(self.failure.traceback.rstrip() or str(self.failure))
-            if str(self.failure) not in parts[-1]:
+            if self.failure.traceback:
+                parts.append(self.failure.traceback.rstrip())
+            if self.failure.cause != "code" or not self.failure.traceback:
                 parts.append(str(self.failure))
         parts += [f"[{note}]" for note in self.notes]
         if self.state == "restored":

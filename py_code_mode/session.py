@@ -6,6 +6,7 @@ when a caller goes away.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import uuid
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from anyio.abc import AsyncResource
 from py_code_mode.errors import (
     EnvironmentFailed,
     ExecutorClosed,
+    ForeignEventLoop,
     ReentrantRun,
     SessionClosed,
 )
@@ -105,6 +107,7 @@ class Session(AsyncResource):
         self._given_workdir = Path(workdir).expanduser() if workdir is not None else None
         self._id = str(uuid.uuid4())
         self._phase: _Phase = "not started"
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._started = anyio.Event()
         self._turn = anyio.Lock(fast_acquire=True)
         self._scratch: Scratch | None = None
@@ -271,6 +274,7 @@ class Session(AsyncResource):
         if self._phase == "closed":
             raise SessionClosed(self._id, self._phase)
         self._phase = "starting"
+        self._loop = asyncio.get_running_loop()
         self._started = anyio.Event()
         try:
             await self._start()
@@ -330,6 +334,7 @@ class Session(AsyncResource):
 
         Idempotent; bounded, whatever the guest does. Cancelled, it finishes first.
         """
+        self._check_loop()
         before, self._phase = self._phase, "closed"
 
         async def end() -> None:
@@ -377,13 +382,16 @@ class Session(AsyncResource):
             ReentrantRun: called by a tool that a run of this session is waiting for.
             ValueError: the timeout is not above zero.
         """
-        _check_code(code)
+        code = _checked(code)
         limit = self._limit(timeout)
+        self._check_loop()
         self._check_not_serving()
         async with self._turn:
             self._check_open()
             self._runs += 1
             self._running = self._runs
+            # seen by the calls that this run makes, and by its callback
+            serving = _serving.set(_serving.get() | {(self._id, self._runs)})
             request = RunRequest(run_id=self._runs, code=code, timeout=limit)
             try:
                 outcome = await self._executor.run(request, on_output)
@@ -392,6 +400,7 @@ class Session(AsyncResource):
                 raise
             finally:
                 self._running = None
+                _serving.reset(serving)
             return _result(outcome, request.run_id)
 
     def _limit(self, timeout: float | None) -> float | None:
@@ -401,13 +410,22 @@ class Session(AsyncResource):
                 return None
         if not isinstance(timeout, int | float) or isinstance(timeout, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"timeout must be seconds, not {type(timeout).__name__}")
-        if math.isnan(timeout) or timeout <= 0:
-            raise ValueError(f"timeout must be above 0 seconds (math.inf: no limit), not {timeout}")
-        return None if math.isinf(timeout) else float(timeout)
+        try:
+            seconds = float(timeout)
+        except OverflowError:
+            seconds = math.inf
+        if math.isnan(seconds) or seconds <= 0:
+            raise ValueError(f"timeout must be above 0 seconds (math.inf: no limit), not {seconds}")
+        return None if math.isinf(seconds) else seconds
 
     def _check_open(self) -> None:
         if self._phase != "open":
             raise SessionClosed(self._id, self._phase)
+        self._check_loop()
+
+    def _check_loop(self) -> None:
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise ForeignEventLoop(self._id)
 
     def _check_not_serving(self) -> None:
         if self._running is not None and (self._id, self._running) in _serving.get():
@@ -467,8 +485,6 @@ class Session(AsyncResource):
         self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> object:
         """The one way from the guest to the host."""
-        if self._running is not None:
-            _serving.set(_serving.get() | {(self._id, self._running)})
         return await self._open_namespaces().call(namespace, method, args, kwargs)
 
     def _open_namespaces(self) -> Namespaces:
@@ -634,7 +650,8 @@ _INTRODUCTION = """\
 You can run Python in a session that keeps its variables between runs. The value of the last
 expression is returned. Available without import:
 - tools.<name>(...) calls a tool; tools.list() and tools.search(query) find them
-- workflows.<name>(...) runs a stored workflow; workflows.create(name, source, description) adds one
+- workflows.<name>(...) runs a stored workflow, also an async one, without await
+- workflows.create(name, source, description) stores one: source defines run(...)
 - artifacts.save(name, data), artifacts.load(name), artifacts.list() keep data beyond the session
 - deps.add(package) installs a package
 - display(object) shows figures, images and HTML"""
@@ -649,11 +666,13 @@ def _one_line(namespace: str, entry: Mapping[str, Any]) -> str:
     return f"- {namespace}.{entry['name']}: {description}".rstrip(": ")
 
 
-def _check_code(code: object) -> None:
+def _checked(code: object) -> str:
+    """The code as a plain `str`."""
     if not isinstance(code, str):
         raise TypeError(f"code must be a str, not {type(code).__name__}")
     if len(code) > MAX_CODE:
         raise ValueError(f"code has {len(code)} characters, the limit is {MAX_CODE}: use a file")
+    return str.__str__(code)
 
 
 def _result(outcome: RunOutcome, run_id: int) -> ExecutionResult:

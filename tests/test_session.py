@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import threading
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio
 import anyio.lowlevel
@@ -29,7 +29,14 @@ from py_code_mode import (
     SubprocessConfig,
     SubprocessExecutor,
 )
-from py_code_mode.errors import ExecutorNotFound, HandleNotFound, InvalidName, SessionClosed
+from py_code_mode.errors import (
+    ExecutorNotFound,
+    ForeignEventLoop,
+    HandleNotFound,
+    InvalidName,
+    InvalidWorkflow,
+    SessionClosed,
+)
 from py_code_mode.testing import FakeExecutor
 
 if TYPE_CHECKING:
@@ -804,3 +811,64 @@ async def test_kept_arrays_hold_no_descriptors() -> None:
         kept = [(await session.run("numpy.ones(100_000)")).value for _ in range(5)]
         assert psutil.Process().num_fds() == before
         assert len(kept) == 5
+
+
+async def test_another_event_loop_is_refused_at_once(new_executor: NewExecutor) -> None:
+    """Both loops hung."""
+    async with session_of(new_executor) as session:
+
+        def elsewhere() -> None:
+            asyncio.run(session.run("1"))
+
+        with anyio.fail_after(TIMEOUT), pytest.raises(ForeignEventLoop):
+            await anyio.to_thread.run_sync(elsewhere)
+        assert (await session.run("2")).value == 2
+
+
+async def test_callback_that_runs_its_own_session_is_refused(new_executor: NewExecutor) -> None:
+    """The lock's own error came instead."""
+    async with session_of(new_executor) as session:
+
+        async def again(event: object) -> None:
+            await session.run("1")
+
+        with pytest.raises(ReentrantRun):
+            await session.run("print(1)", on_output=again)
+        assert (await session.run("2")).value == 2
+
+
+async def test_keyboard_interrupt_of_a_repr_leaves_the_next_run_interruptible() -> None:
+    """The deferring handler was taken for the user's own."""
+    async with session_of(SubprocessExecutor) as session:
+        await session.run("class K:\n    def __repr__(self): raise KeyboardInterrupt\nkeep = 1")
+        assert not (await session.run("K()")).is_ok
+        assert (await session.run("while True: pass", 0.3)).state == "kept"
+        assert (await session.run("keep")).value == 1
+
+
+async def test_error_of_a_call_has_no_frames_of_the_host(new_executor: NewExecutor) -> None:
+    """In process, the host's frames and paths were shown."""
+
+    def odd(a: int) -> int:
+        raise ValueError("x" * 3_000_000)
+
+    async with session_of(new_executor) as session:
+        session.add_tool(odd)
+        for code in ("tools.odd('x')", "tools.nothere()", "tools.odd(1)"):
+            failure = (await session.run(code)).failure
+            assert failure is not None
+            assert failure.type in ("ToolArgumentError", "ToolNotFound", "ToolFailed")
+            assert "py_code_mode" not in failure.traceback
+            assert failure.traceback.count('File "') == 1
+
+
+async def test_odd_texts_are_taken_as_plain_ones(new_executor: NewExecutor) -> None:
+    class Text(str):
+        pass
+
+    async with session_of(new_executor) as session:
+        assert (await session.run(Text("1 + 1"))).value == 2
+        text = (await session.run("x = (")).to_text()
+        assert text.count("SyntaxError") == 1
+        with pytest.raises(InvalidWorkflow):
+            await session.add_workflow("odd", cast("Any", 5), "")

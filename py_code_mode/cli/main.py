@@ -94,6 +94,9 @@ def options(
 def main() -> None:
     """Run the command line and exit with its status."""
     status: object = 0
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with the descriptor closed, as by cron
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the end
     try:
         app(prog_name="py-code-mode")
     except SystemExit as end:

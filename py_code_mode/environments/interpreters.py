@@ -83,6 +83,9 @@ def find_interpreter(wanted: str | None = None, *, allow_downloads: bool = False
     """
     if wanted is None:
         return _own()
+    if not isinstance(wanted, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        reason = f"must be text such as '3.12', or a path, not {wanted!r}"
+        raise ConfigError("python_version", reason)
     if os.sep in wanted or wanted.startswith("~"):
         return _at_path(wanted)
     parts = parse_version(wanted)

@@ -53,6 +53,7 @@ from py_code_mode.execution.executor import (
 )
 from py_code_mode.execution.supervisor import Supervisor, to_the_end
 from py_code_mode.guest import displays, evaluate, proxies
+from py_code_mode.guest.errors import GUEST_ERRORS, from_facts, to_facts
 from py_code_mode.guest.evaluate import Interpreter, Outcome
 from py_code_mode.results import Called, Display, Failure
 
@@ -495,7 +496,12 @@ class _Guest:
                     activity.tell(Called(*target))
                 result = await self._call(*target, args, kwargs)
             except CodeModeError as error:
-                answer(None, error)
+                # built anew: the host's frames and causes are not the guest's to see
+                name_of_error = type(error).__name__
+                if name_of_error in GUEST_ERRORS:
+                    answer(None, from_facts(name_of_error, to_facts(error)))
+                else:
+                    answer(None, CallFailed("the host", str(error)))
             except (Exception, SystemExit) as error:  # a border: the guest gets it as an exception
                 answer(None, CallFailed(name, f"{type(error).__name__}: {error}"))
             except BaseException:

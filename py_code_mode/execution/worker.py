@@ -230,14 +230,11 @@ class Worker:
     def _reply_error(self, identity: int, error: CodeModeError) -> None:
         if type(error).__name__ not in GUEST_ERRORS:
             error = CallFailed("the host", str(error))
-        fact = {"type": type(error).__name__, "facts": to_facts(error)}
+        fact: dict[str, Any] = {"type": type(error).__name__, "facts": to_facts(error)}
         header = _encode_text({"t": "reply", "id": identity, "error": fact})
         if len(header) > MAX_ERROR:
             # it quotes what the guest has sent: nothing may be raised from here
-            fact = {
-                "type": "CallFailed",
-                "facts": {"target": "the host", "reason": shorten(str(error), 2000)},
-            }
+            fact["facts"] = {name: _short(value) for name, value in fact["facts"].items()}
             header = _encode_text({"t": "reply", "id": identity, "error": fact})
         self._channel.send(header)
 
@@ -452,6 +449,14 @@ class Worker:
                 self._process.kill()
                 with anyio.move_on_after(KILL_TIMEOUT):
                     await self._process.wait()
+
+
+def _short(fact: object) -> object:
+    if isinstance(fact, str):
+        return shorten(fact, 2000)
+    if isinstance(fact, list):
+        return [_short(item) for item in cast("list[object]", fact)[:20]]
+    return fact
 
 
 def _answer(answer: messages.Answer, segments: Sequence[Any], name: str) -> object:

@@ -58,7 +58,9 @@ class Interrupts:
         """From here on SIGINT is ignored; a handler the user installed is kept for the next run."""
         while True:
             try:
-                self._users = _signal.signal(_SIGINT, self._defer)
+                before = _signal.signal(_SIGINT, self._defer)
+                if before != self._defer:  # else the run is over already
+                    self._users = before
                 return
             except KeyboardInterrupt:
                 continue  # it came just before the swap: the run is over anyway

@@ -46,12 +46,12 @@ class Method:
         self.__qualname__ = f"{namespace}.{name}"
         self.__doc__ = f"{namespace}.{name}{signature}\n\n{doc}".rstrip()
 
-    def __call__(self, *args: object, **kwargs: object) -> Any:
+    def __call__(self, /, *args: object, **kwargs: object) -> Any:
         return self._caller.call(self._namespace, self.__name__, args, kwargs)
 
     call_sync = __call__
 
-    async def call_async(self, *args: object, **kwargs: object) -> Any:
+    async def call_async(self, /, *args: object, **kwargs: object) -> Any:
         return await self._caller.call_async(self._namespace, self.__name__, args, kwargs)
 
     def __repr__(self) -> str:
@@ -113,12 +113,12 @@ class Tool:
             raise AttributeError(f"{self!r} has no attribute {name!r}")
         return Tool(self._caller, self._tool, name)
 
-    def __call__(self, *args: object, **kwargs: object) -> Any:
+    def __call__(self, /, *args: object, **kwargs: object) -> Any:
         return self._caller.call("tools", self._target, args, kwargs)
 
     call_sync = __call__
 
-    async def call_async(self, *args: object, **kwargs: object) -> Any:
+    async def call_async(self, /, *args: object, **kwargs: object) -> Any:
         return await self._caller.call_async("tools", self._target, args, kwargs)
 
     def list(self) -> Any:
@@ -184,10 +184,10 @@ class Workflow:
         self._workflows = workflows
         self.__name__ = name
 
-    def __call__(self, *args: object, **kwargs: object) -> Any:
+    def __call__(self, /, *args: object, **kwargs: object) -> Any:
         return self._workflows.invoke(self.__name__, *args, **kwargs)
 
-    async def call_async(self, *args: object, **kwargs: object) -> Any:
+    async def call_async(self, /, *args: object, **kwargs: object) -> Any:
         return await self._workflows.invoke_async(self.__name__, *args, **kwargs)
 
     def __repr__(self) -> str:
@@ -218,9 +218,12 @@ def _run_to_end(coroutine: Any) -> object:
     """Run a coroutine to its end, also while this thread's event loop is running."""
     import asyncio
 
+    is_running = True
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        is_running = False
+    if not is_running:
         return asyncio.run(coroutine)
     from concurrent.futures import ThreadPoolExecutor
     from contextvars import copy_context

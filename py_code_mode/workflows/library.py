@@ -126,6 +126,9 @@ class WorkflowLibrary:
             InvalidWorkflow: the source cannot be used; nothing was stored.
         """
         check_name(name)
+        for what, given in (("source", source), ("description", description)):
+            if not isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidWorkflow(name, f"its {what} is a {type(given).__name__}, not a str")
         text = write(name, source, description)
         self._store.write(name + _SUFFIX, text.encode())
         return read(name, text).to_dict()
