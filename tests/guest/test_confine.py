@@ -9,6 +9,7 @@ import runpy
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -115,9 +116,14 @@ def place(who: Who) -> Iterator[Path]:
 def _readable(who: Who) -> list[str]:
     wanted = {"/usr", "/etc/ld.so.cache", "/dev/urandom", sys.prefix, sys.base_prefix}
     # what is linked from /bin and /lib is reached by its real place
-    return sorted(
-        path for path in wanted if os.path.exists(path) and (who.uid == 0 or path[1:4] != "roo")
-    )
+    return sorted(path for path in wanted if os.path.exists(path) and _reaches(who, path))
+
+
+def _reaches(who: Who, path: str) -> bool:
+    """Whether that user gets there: a virtual environment may lie in somebody's private folder."""
+    if who.uid == os.geteuid():
+        return os.access(path, os.R_OK)
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(path).resolve().parents)
 
 
 def _plan(who: Who, place: Path, **more: Any) -> dict[str, Any]:
