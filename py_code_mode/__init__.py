@@ -13,6 +13,8 @@ if TYPE_CHECKING:
         ArtifactError,
         ArtifactNotFound,
         CapabilityMissing,
+        CheckpointClosed,
+        CheckpointRefused,
         CodeModeError,
         ConfigError,
         DependencyError,
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
         WorkflowError,
         WorkflowNotFound,
     )
-    from py_code_mode.execution.executor import Capability, Executor
+    from py_code_mode.execution.executor import Capability, Checkpoint, Executor
     from py_code_mode.execution.in_process import InProcessConfig, InProcessExecutor
     from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
     from py_code_mode.results import (
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         Shown,
         Snapshot,
     )
+    from py_code_mode.sandbox.policy import Policy
     from py_code_mode.session import Session
     from py_code_mode.storage import FileStorage, MemoryStorage, StorageBackend
 
@@ -47,6 +50,9 @@ _HOME = {
     "Called": "py_code_mode.results",
     "Capability": "py_code_mode.execution.executor",
     "CapabilityMissing": "py_code_mode.errors",
+    "Checkpoint": "py_code_mode.execution.executor",
+    "CheckpointClosed": "py_code_mode.errors",
+    "CheckpointRefused": "py_code_mode.errors",
     "CodeModeError": "py_code_mode.errors",
     "ConfigError": "py_code_mode.errors",
     "DependencyError": "py_code_mode.errors",
@@ -61,6 +67,7 @@ _HOME = {
     "InProcessExecutor": "py_code_mode.execution.in_process",
     "MemoryStorage": "py_code_mode.storage",
     "Output": "py_code_mode.results",
+    "Policy": "py_code_mode.sandbox.policy",
     "ReentrantRun": "py_code_mode.errors",
     "Session": "py_code_mode.session",
     "SessionClosed": "py_code_mode.errors",
@@ -82,6 +89,9 @@ __all__ = [
     "Called",
     "Capability",
     "CapabilityMissing",
+    "Checkpoint",
+    "CheckpointClosed",
+    "CheckpointRefused",
     "CodeModeError",
     "ConfigError",
     "DependencyError",
@@ -96,6 +106,7 @@ __all__ = [
     "InProcessExecutor",
     "MemoryStorage",
     "Output",
+    "Policy",
     "ReentrantRun",
     "Session",
     "SessionClosed",

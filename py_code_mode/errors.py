@@ -5,11 +5,14 @@ the call itself was wrong, or that we or the world failed.
 
 CodeModeError
 ├── CapabilityMissing            the executor cannot do what was asked
+├── CheckpointClosed             there is no way back to it any more
+├── CheckpointRefused            the interpreter cannot be copied now
 ├── ConfigError (ValueError)     a workspace's config.yaml, or an argument, does not hold
 ├── EnvironmentFailed            an interpreter or its packages could not be had
 │   └── InterpreterNotFound (LookupError)
 ├── ExecutorClosed               not started yet, or closed
 ├── ExecutorNotFound (LookupError)
+├── ForeignCheckpoint (ValueError)  it belongs to another session
 ├── ForeignEventLoop (RuntimeError)  a session was used from another event loop than its own
 ├── GuestDied                    the guest's process ended while the host was talking to it
 ├── HandleNotFound (KeyError)    the guest holds no value by this name (any more)
@@ -18,21 +21,25 @@ CodeModeError
 ├── SessionClosed                not entered yet, or closed
 ├── StoreError (OSError)         stored bytes could not be read or written
 │   └── NotStored (KeyError)
+├── WorkspaceNotTrusted (PermissionError)  others may have written what runs on the host
 │
 │   these may also be raised inside a session (guest/errors.py):
 ├── ArtifactError ─ ArtifactNotFound (KeyError), InvalidArtifact (ValueError)
 ├── CallFailed (RuntimeError), InvalidCall (TypeError), NoActiveRun (RuntimeError)
 ├── ConfinementFailed            a worker could not confine itself, so it ran nothing
-├── DependencyError ─ InvalidRequirement (ValueError), RuntimeDepsDisabled (PermissionError)
+├── DependencyError ─ DependencyNotAllowed (PermissionError), InvalidRequirement (ValueError),
+│                     RuntimeDepsDisabled (PermissionError)
 ├── InvalidName (ValueError)
 ├── ToolError (RuntimeError) ─ ToolArgumentError (ValueError), ToolFailed,
 │                              ToolNotFound (LookupError), ToolTimeout (TimeoutError)
 ├── ValueNotPortable (TypeError)
-└── WorkflowError ─ InvalidWorkflow (ValueError), WorkflowNotFound (LookupError),
-                    WorkflowTooDeep (RecursionError)
+└── WorkflowError ─ InvalidWorkflow (ValueError), WorkflowNotApproved (PermissionError),
+                    WorkflowNotFound (LookupError), WorkflowTooDeep (RecursionError)
 """
 
 from __future__ import annotations
+
+import shlex
 
 from py_code_mode.guest.errors import (
     ArtifactError,
@@ -41,6 +48,7 @@ from py_code_mode.guest.errors import (
     CodeModeError,
     ConfinementFailed,
     DependencyError,
+    DependencyNotAllowed,
     InvalidArtifact,
     InvalidCall,
     InvalidName,
@@ -55,6 +63,7 @@ from py_code_mode.guest.errors import (
     ToolTimeout,
     ValueNotPortable,
     WorkflowError,
+    WorkflowNotApproved,
     WorkflowNotFound,
     WorkflowTooDeep,
 )
@@ -68,9 +77,11 @@ __all__ = [
     "ConfigError",
     "ConfinementFailed",
     "DependencyError",
+    "DependencyNotAllowed",
     "EnvironmentFailed",
     "ExecutorClosed",
     "ExecutorNotFound",
+    "ForeignCheckpoint",
     "ForeignEventLoop",
     "GuestDied",
     "HandleNotFound",
@@ -94,8 +105,10 @@ __all__ = [
     "ToolTimeout",
     "ValueNotPortable",
     "WorkflowError",
+    "WorkflowNotApproved",
     "WorkflowNotFound",
     "WorkflowTooDeep",
+    "WorkspaceNotTrusted",
 ]
 
 
@@ -108,6 +121,38 @@ class CapabilityMissing(CodeModeError):
             "session.supported_capabilities() lists what it offers"
         )
         self.capability, self.executor = capability, executor
+
+
+class CheckpointClosed(CodeModeError):
+    """A checkpoint that there is no way back to: it was closed, or its session was."""
+
+    def __init__(self, run_id: int) -> None:
+        super().__init__(
+            f"the checkpoint taken after run {run_id} is closed, or was lost with its sandbox; "
+            "take a new one"
+        )
+        self.run_id = run_id
+
+
+class CheckpointRefused(CodeModeError):
+    """The interpreter cannot be copied now; it goes on as before."""
+
+    def __init__(self, session_id: str, reason: str) -> None:
+        super().__init__(
+            f"session {session_id} cannot be copied now: {reason}. End or close it and try again"
+        )
+        self.session_id, self.reason = session_id, reason
+
+
+class ForeignCheckpoint(CodeModeError, ValueError):
+    """A checkpoint was given to another session than the one that took it."""
+
+    def __init__(self, session_id: str, owner: str) -> None:
+        super().__init__(
+            f"the checkpoint belongs to session {owner}, not to session {session_id}; roll that "
+            "one back, or fork it"
+        )
+        self.session_id, self.owner = session_id, owner
 
 
 class ConfigError(CodeModeError, ValueError):
@@ -165,9 +210,11 @@ class ExecutorNotFound(CodeModeError, LookupError):
 class GuestDied(CodeModeError):
     """The guest's process ended while the host was talking to it."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"the worker {reason}; its variables are lost, the next run has a new one")
-        self.reason = reason
+    def __init__(
+        self, reason: str, aftermath: str = "its variables are lost, the next run has a new one"
+    ) -> None:
+        super().__init__(f"the worker {reason}; {aftermath}")
+        self.reason, self.aftermath = reason, aftermath
 
 
 class HandleNotFound(CodeModeError, KeyError):
@@ -211,6 +258,22 @@ class ReentrantRun(CodeModeError, RuntimeError):
         self.session_id = session_id
 
 
+class SandboxUnavailable(CodeModeError):
+    """This machine cannot enforce what a session asks for; nothing was run.
+
+    Attributes:
+        wanted: a backend, or a policy.
+        reasons: what is missing, and what to do about each.
+    """
+
+    def __init__(self, wanted: str, reasons: tuple[str, ...]) -> None:
+        listed = "".join(f"\n- {reason}" for reason in reasons)
+        super().__init__(
+            f"this machine cannot enforce {wanted}; `py-code-mode doctor` tells what it can:{listed}"
+        )
+        self.wanted, self.reasons = wanted, reasons
+
+
 class SessionClosed(CodeModeError):
     """The session has not been started, or is closed."""
 
@@ -235,3 +298,20 @@ class NotStored(StoreError, KeyError):
 
     def __init__(self, name: str) -> None:
         super().__init__(name, "nothing is stored by this name")
+
+
+class WorkspaceNotTrusted(CodeModeError, PermissionError):
+    """A workspace's tools run on this host, and somebody else may have written them.
+
+    Attributes:
+        folder: the workspace.
+        doubts: what is wrong, one sentence for each file or folder.
+    """
+
+    def __init__(self, folder: str, doubts: tuple[str, ...]) -> None:
+        shown = "; ".join(doubts[:3]) + (f"; and {len(doubts) - 3} more" if doubts[3:] else "")
+        super().__init__(
+            f"the workspace {folder} is not trusted: {shown}. Its tools run on this machine with "
+            f"your rights. If you know whose they are: py-code-mode trust {shlex.quote(folder)}"
+        )
+        self.folder, self.doubts = folder, doubts

@@ -7,15 +7,21 @@ what the host does. No executor knows any of it.
 from __future__ import annotations
 
 import inspect
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import anyio
 
-from py_code_mode.errors import InvalidCall, InvalidName
+from py_code_mode.errors import (
+    DependencyNotAllowed,
+    InvalidCall,
+    InvalidName,
+    WorkflowNotApproved,
+)
+from py_code_mode.workflows import is_as_strong, is_sandboxed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from py_code_mode.artifacts import Artifacts
     from py_code_mode.deps.dependencies import Dependencies
@@ -36,11 +42,21 @@ class Service:
 
     def __init__(self) -> None:
         self.methods: dict[str, tuple[Callable[..., Awaitable[Any]], inspect.Signature]] = {}
-        for name, _ in _public(type(self)):
-            method = getattr(self, name)
-            self.methods[name] = method, inspect.signature(method)
+        for name, signature in _signatures(type(self)).items():
+            self.methods[name] = getattr(self, name), signature
 
 
+@cache
+def _signatures(service: type[Service]) -> dict[str, inspect.Signature]:
+    """The signatures of its methods without ``self``; the same for all instances."""
+    found: dict[str, inspect.Signature] = {}
+    for name, method in _public(service):
+        signature = inspect.signature(method)
+        found[name] = signature.replace(parameters=[*signature.parameters.values()][1:])
+    return found
+
+
+@cache
 def _public(service: type[Service]) -> list[tuple[str, Callable[..., Any]]]:
     return [
         (name, method)
@@ -86,11 +102,13 @@ class Workflows(Service):
     """Stored recipes of code: workflows.<name>(...) runs one, workflows.create(...) keeps one."""
 
     hidden = frozenset({"source"})
-    errors = ("InvalidWorkflow", "WorkflowError", "WorkflowNotFound")
+    errors = ("InvalidWorkflow", "WorkflowError", "WorkflowNotApproved", "WorkflowNotFound")
 
-    def __init__(self, library: WorkflowLibrary) -> None:
+    def __init__(self, library: WorkflowLibrary, isolation: str | None = None) -> None:
+        """`isolation` is that of the code that asks; None where the host itself does."""
         super().__init__()
         self._library = library
+        self._isolation = isolation
 
     async def list(self) -> list[dict[str, Any]]:
         """All workflows: name, description, parameters."""
@@ -102,18 +120,32 @@ class Workflows(Service):
 
     async def get(self, name: str) -> dict[str, Any] | None:
         """One workflow with its source, or None."""
-        return await anyio.to_thread.run_sync(self._library.get, name)
+        found = await anyio.to_thread.run_sync(self._library.get, name)
+        if found is not None:
+            self._check_approved(name, cast("str | None", found.get("origin")))
+        return found
 
     async def create(self, name: str, source: str, description: str) -> dict[str, Any]:
         """Keep `source`, which defines ``run(...)`` or ``async run(...)``, for this and later."""
-        return await anyio.to_thread.run_sync(self._library.create, name, source, description)
+        author = self._isolation
+        origin = author if author is not None and is_sandboxed(author) else None
+        create = partial(self._library.create, name, source, description, origin=origin)
+        return await anyio.to_thread.run_sync(create)
 
     async def delete(self, name: str) -> bool:
         """Remove a workflow; False if there is none."""
         return await anyio.to_thread.run_sync(self._library.delete, name)
 
     async def source(self, name: str) -> str:
-        return (await anyio.to_thread.run_sync(self._library.load, name)).source
+        found = await anyio.to_thread.run_sync(self._library.load, name)
+        self._check_approved(name, found.origin)
+        return found.source
+
+    def _check_approved(self, name: str, origin: str | None) -> None:
+        # trust does not flow upward: what a sandboxed guest left is not run with more rights
+        asks = self._isolation
+        if origin is not None and asks is not None and not is_as_strong(asks, origin):
+            raise WorkflowNotApproved(name, origin, asks)
 
 
 class ArtifactFiles(Service):
@@ -157,11 +189,18 @@ class ArtifactFiles(Service):
 class Deps(Service):
     """Packages of this session: deps.add("httpx>=0.27") installs one."""
 
-    errors = ("DependencyError", "InvalidRequirement", "RuntimeDepsDisabled")
+    errors = (
+        "DependencyError",
+        "DependencyNotAllowed",
+        "InvalidRequirement",
+        "RuntimeDepsDisabled",
+    )
 
-    def __init__(self, dependencies: Dependencies) -> None:
+    def __init__(self, dependencies: Dependencies, allowed: Collection[str] | None = None) -> None:
+        """`allowed` are names and patterns of what may be added; None means anything."""
         super().__init__()
         self._dependencies = dependencies
+        self._allowed = allowed
 
     async def list(self) -> list[str]:
         """The configured requirements."""
@@ -169,6 +208,10 @@ class Deps(Service):
 
     async def add(self, package: str) -> dict[str, Any]:
         """Install a package, importable at once: keys installed, already_present, failed."""
+        if self._allowed is not None:
+            refused = await self._dependencies.refused(package, self._allowed)
+            if refused is not None:
+                raise DependencyNotAllowed(refused, [*self._allowed])
         return await self._dependencies.add(package)
 
     async def remove(self, package: str) -> dict[str, Any]:
@@ -191,7 +234,14 @@ RESERVED = frozenset({"display"})
 
 
 class Namespaces:
-    """All namespaces of one session: what the guest is told, and how its calls are answered."""
+    """All namespaces of one session: what the guest is told, and how its calls are answered.
+
+    The attributes are what the host itself uses; the guest's calls have the guest's rights.
+
+    Args:
+        isolation: what stands between the guest and this machine (`Executor.isolation`).
+        allowed_deps: names and patterns of the packages that the guest may add; None means any.
+    """
 
     def __init__(
         self,
@@ -200,6 +250,8 @@ class Namespaces:
         workflows: WorkflowLibrary,
         artifacts: Artifacts,
         deps: Dependencies,
+        isolation: str,
+        allowed_deps: Collection[str] | None = None,
     ) -> None:
         self.tools = Tools(tools)
         self.workflows = Workflows(workflows)
@@ -208,9 +260,9 @@ class Namespaces:
         self.dependencies = deps
         self._services: Mapping[str, Service] = {
             "tools": self.tools,
-            "workflows": self.workflows,
+            "workflows": Workflows(workflows, isolation),
             "artifacts": self.artifacts,
-            "deps": self.deps,
+            "deps": Deps(deps, allowed_deps),
         }
 
     @staticmethod

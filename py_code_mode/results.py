@@ -6,7 +6,9 @@ Nothing here does I/O or knows where code ran.
 from __future__ import annotations
 
 import base64
+import html
 import json
+import re
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -22,8 +24,23 @@ State: TypeAlias = Literal["kept", "restored", "lost"]
 _NO_METADATA: Mapping[str, JsonValue] = MappingProxyType({})
 
 
-#: What made a run fail: its own code, its deadline, somebody's interrupt, or the guest's death.
-Cause: TypeAlias = Literal["code", "timeout", "interrupt", "death"]
+_HTML, _SVG = "text/html", "image/svg+xml"
+_PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+#: Applies to the frames of a page, too; those that show a text of the page itself are ``about:``.
+_POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; font-src data:; style-src 'unsafe-inline';"
+    " frame-src about:; form-action 'none'; base-uri 'none'"
+)
+_HEAD = (
+    '<!doctype html><meta charset="utf-8">'
+    f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+)
+
+#: What made a run fail: its own code, its deadline, somebody's interrupt, a limit of the policy for
+#: which the guest was ended, or the guest's death by itself.
+Cause: TypeAlias = Literal["code", "timeout", "interrupt", "limit", "death"]
+#: A limit of the policy.
+Limit: TypeAlias = Literal["memory", "cpu", "processes", "disk", "file_size", "open_files"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +53,9 @@ class Failure:
         message: what the exception says, without its type.
         traceback: as Python prints it, the user's own lines only; empty where there is none.
         lineno: line of the run's own code that failed, counted from 1.
-        cause: ``code``, or what came from outside it: ``timeout``, ``interrupt``, ``death``.
+        cause: ``code``, or what came from outside it: ``timeout``, ``interrupt``, ``limit``,
+            ``death``.
+        limit: which one was hit, where the cause is ``limit``.
     """
 
     type: str
@@ -44,6 +63,7 @@ class Failure:
     traceback: str = ""
     lineno: int | None = None
     cause: Cause = "code"
+    limit: Limit | None = None
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
@@ -68,10 +88,29 @@ class Display:
         return plain if isinstance(plain, str) else f"<{', '.join(self.data)}>"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {
-            kind: base64.b64encode(body).decode() if isinstance(body, bytes) else body
-            for kind, body in self.data.items()
-        }
+        """What a notebook may show of a guest's output: nothing that could act in its page.
+
+        Pictures and plain text are given as they are, HTML and SVG in a frame. Other forms (scripts
+        and widgets, but Markdown and LaTeX too, which may hold HTML) are left out.
+        """
+        found = {"text/plain": self.text}
+        for kind, body in self.data.items():
+            if kind in _PICTURES and isinstance(body, bytes):
+                found[kind] = base64.b64encode(body).decode()
+        if _HTML in self.data or _SVG in self.data:
+            found[_HTML] = self.to_html()
+        return found
+
+    def to_html(self) -> str:
+        """The richest form as a part of a page, in which it can do nothing but be looked at."""
+        for kind in (_HTML, _SVG):
+            if kind in self.data:
+                return frame(self.data[kind], kind)
+        for kind in _PICTURES:
+            body = self.data.get(kind)
+            if isinstance(body, bytes):
+                return f'<img src="{_data_url(kind, body)}" alt="{html.escape(self.text)}">'
+        return f"<pre>{html.escape(self.text)}</pre>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +197,8 @@ class ExecutionResult:
         displays: figures, images, HTML and what ``display()`` was given, in order.
         handles: new or changed large variables by name, as snapshots.
         state: what became of the variables.
-        restored_to: the run whose variables are back, where state is ``restored``.
+        restored_to: the run whose variables are back, where state is ``restored``; 0 where they
+            are those from before any run since the start or a reset.
         duration: seconds from the start of execution to its end; waiting in the queue not counted.
         run_id: counted from 1 within a session; the traceback's file is ``<run N>``.
         late: output of threads and children since the previous run.
@@ -208,14 +248,55 @@ class ExecutionResult:
                 parts.append(str(self.failure))
         parts += [f"[{note}]" for note in self.notes]
         if self.state == "restored":
-            parts.append(f"[variables are those after run {self.restored_to}]")
+            when = f"after run {self.restored_to}" if self.restored_to else "before any run"
+            parts.append(f"[variables are as they were {when}]")
         elif self.state == "lost":
             parts.append("[all variables are lost; define again what you need]")
         text = "\n".join(parts) or "[no output]"
         return shorten(text, 4 * max_tokens)
 
     def _repr_markdown_(self) -> str:
-        return f"```\n{self.to_text()}\n```"
+        text = self.to_text()
+        # longer than any in the text, which could otherwise end the block and go on as HTML
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        return f"{fence}\n{text}\n{fence}"
+
+    def _repr_html_(self) -> str:
+        shown = [display.to_html() for display in self.displays]
+        return "\n".join([f"<pre>{html.escape(self.to_text())}</pre>", *shown])
+
+
+def frame(markup: str | bytes, kind: str, *, is_page: bool = False) -> str:
+    """A guest's HTML or SVG as HTML that can neither run scripts, load anything, nor reach out.
+
+    The frame is sandboxed (HTML Standard, section 4.8.5) with nothing allowed, so it has an origin
+    of its own; a content-security policy allows only what is inside it. Without scripts, charts
+    that are drawn by one stay empty.
+
+    Args:
+        kind: ``text/html`` or ``image/svg+xml``.
+        is_page: give a whole page, for a file, instead of a part of one.
+    """
+    text = markup.decode("utf-8", "replace") if isinstance(markup, bytes) else markup
+    rows = text.count("<tr")
+    height = min(480, max(120, 60 + 26 * rows)) if rows else 360
+    if kind == _SVG:  # as an image it is no part of the document, whatever is in it
+        url = _data_url(kind, text.encode("utf-8", "replace"))
+        text = f'<img src="{url}" alt="" style="max-width:100%">'
+    inner = f"{_HEAD}<base target=_blank>{text}"
+    style = "border:0;background:#fff;width:100%;"
+    style += "height:100%" if is_page else f"height:{height}px;resize:vertical;overflow:auto"
+    framed = (
+        f'<iframe sandbox="" referrerpolicy="no-referrer" style="{style}" '
+        f'srcdoc="{html.escape(inner)}"></iframe>'
+    )
+    if not is_page:
+        return framed
+    return f'{_HEAD}<body style="margin:0;height:100vh;overflow:hidden">{framed}\n'
+
+
+def _data_url(kind: str, body: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(body).decode()}"
 
 
 def _section(title: str, text: str) -> list[str]:

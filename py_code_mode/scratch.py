@@ -27,6 +27,12 @@ class Scratch:
     def __init__(self, folder: Path, lock: int) -> None:
         self._folder = folder
         self._lock = lock
+        self._users = 1
+
+    def share(self) -> Scratch:
+        """The same for another user: each of them has to `remove` it, and the last one does."""
+        self._users += 1
+        return self
 
     @classmethod
     def make(cls) -> Scratch:
@@ -58,8 +64,9 @@ class Scratch:
         return self._folder / "packages"
 
     def remove(self) -> None:
-        """Remove everything; idempotent, blocking."""
-        if self._lock < 0:
+        """Remove everything, unless others still use it; idempotent, blocking."""
+        self._users -= 1
+        if self._users > 0 or self._lock < 0:
             return
         remove_tree(self._folder)
         os.close(self._lock)

@@ -11,6 +11,7 @@ import math
 import uuid
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, cast
 
@@ -18,15 +19,21 @@ import anyio
 from anyio.abc import AsyncResource
 
 from py_code_mode.errors import (
+    CapabilityMissing,
+    ConfigError,
     EnvironmentFailed,
     ExecutorClosed,
+    ForeignCheckpoint,
     ForeignEventLoop,
     ReentrantRun,
     SessionClosed,
+    WorkspaceNotTrusted,
 )
 from py_code_mode.execution.executor import (
     Bind,
+    BranchingExecutor,
     Capability,
+    Checkpoint,
     Executor,
     Fetch,
     OnEvent,
@@ -38,12 +45,16 @@ from py_code_mode.execution.supervisor import to_the_end
 from py_code_mode.results import ExecutionResult, Handle, State, shorten
 from py_code_mode.scratch import Scratch
 from py_code_mode.storage import FileStorage, StorageBackend
-from py_code_mode.workspace import read_config
+from py_code_mode.trust import check_trusted, expose
+from py_code_mode.workspace import FILE, WorkspaceConfig, check_apart, read_config
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 
+    from py_code_mode.execution.sandbox import BackendChoice
     from py_code_mode.namespaces import Namespaces
+    from py_code_mode.sandbox.egress import EgressRecord
+    from py_code_mode.sandbox.policy import Policy
     from py_code_mode.tools.registry import ToolRegistry
 
 _Phase: TypeAlias = Literal["not started", "starting", "open", "closed"]
@@ -115,6 +126,8 @@ class Session(AsyncResource):
         self._namespaces: Namespaces | None = None
         self._runs = 0
         self._running: int | None = None
+        self._said = WorkspaceConfig()
+        self._is_exposed = False
 
     # -- making one
 
@@ -127,6 +140,7 @@ class Session(AsyncResource):
         extra_deps: tuple[str, ...] | None = None,
         allow_runtime_deps: bool = True,
         sync_deps_on_start: bool = False,
+        policy: Policy | None = None,
     ) -> Session:
         """A session for a workspace folder; its ``config.yaml`` may choose the executor.
 
@@ -137,9 +151,11 @@ class Session(AsyncResource):
             extra_deps: packages beyond requirements.txt.
             allow_runtime_deps: whether ``deps.add`` and ``deps.remove`` work.
             sync_deps_on_start: install the configured packages when the session starts.
+            policy: what the sandbox allows, required; the file may make it stronger, never weaker.
 
         Raises:
-            ConfigError: ``config.yaml`` does not hold.
+            ConfigError: ``config.yaml`` does not hold, or asks for a policy where none can be
+                enforced.
             ExecutorNotFound: it names an executor that is not installed.
         """
         return cls._for_workspace(
@@ -147,6 +163,7 @@ class Session(AsyncResource):
             None,
             timeout,
             sync_deps_on_start,
+            policy,
             extra_deps=extra_deps,
             allow_runtime_deps=allow_runtime_deps,
         )
@@ -162,6 +179,10 @@ class Session(AsyncResource):
         sync_deps_on_start: bool = False,
         python_version: str | None = None,
         cache_venv: bool = True,
+        policy: Policy | None = None,
+        backend: BackendChoice = "auto",
+        protect: Literal["idle", "always", "off"] = "idle",
+        pool: int = 0,
     ) -> Session:
         """A session for a workspace folder, in a worker process with an environment of its own.
 
@@ -171,12 +192,22 @@ class Session(AsyncResource):
             base_path: the workspace folder.
             python_version: such as ``"3.13"``; None means the version that runs this.
             cache_venv: share one immutable environment; else a private one is made and removed.
+            policy: what the sandbox allows, required; None means the default policy, as far as
+                this machine can enforce it.
+            backend: of the sandbox: ``namespaces``, ``bubblewrap``, ``landlock``, ``none``, or
+                ``auto``, the best that this machine has.
+            protect: when variables are kept safe from what a run may do to the worker.
+            pool: sessions that are kept ready.
         """
         return cls._for_workspace(
             base_path,
             "subprocess",
             timeout,
             sync_deps_on_start,
+            policy,
+            backend=backend,
+            protect=protect,
+            pool=pool,
             extra_deps=extra_deps,
             allow_runtime_deps=allow_runtime_deps,
             python_version=python_version,
@@ -202,6 +233,7 @@ class Session(AsyncResource):
             "in_process",
             timeout,
             sync_deps_on_start,
+            None,
             extra_deps=extra_deps,
             allow_runtime_deps=allow_runtime_deps,
         )
@@ -213,11 +245,16 @@ class Session(AsyncResource):
         executor: str | None,
         timeout: float | None,
         sync_deps_on_start: bool,
+        policy: Policy | None,
         **options: Any,
     ) -> Session:
         storage = FileStorage(base)
         said = read_config(storage.base_path)
         name = executor or said.executor or "in_process"
+        required = said.required_policy(policy)
+        if required is not None:
+            _check_enforceable(name, "policy" if said.policy is None else str(said.path))
+            options["policy"] = required
         if isinstance(timeout, _Default):
             if said.timeout is not None:
                 timeout = None if math.isinf(said.timeout) else said.timeout
@@ -244,6 +281,11 @@ class Session(AsyncResource):
     def state(self) -> State:
         """What became of the variables in the latest run, also one that was cancelled."""
         return self._executor.state
+
+    @property
+    def network_log(self) -> tuple[EgressRecord, ...]:
+        """What the guest asked of the network, where a policy lists hosts; the latest thousand."""
+        return self._executor.network_log
 
     def supports(self, capability: str) -> bool:
         """Whether the session has a capability; after the start: whether it holds here."""
@@ -292,11 +334,10 @@ class Session(AsyncResource):
             self._started.set()
 
     async def _start(self) -> None:
-        from py_code_mode.deps.dependencies import Dependencies
-        from py_code_mode.environments.overlay import Overlay
         from py_code_mode.namespaces import Namespaces
 
-        config = self._executor.config
+        is_new = not (isinstance(self._storage, FileStorage) and self._storage.base_path.exists())
+        self._said = said = self._check_workspace()
         registry = self._tools()
         try:
             self._scratch = scratch = Scratch.make()
@@ -308,26 +349,100 @@ class Session(AsyncResource):
             session_id=self._id,
             namespaces=Namespaces.describe(),
             workdir=workdir,
+            is_workdir_private=self._given_workdir is None,
             overlay=scratch.packages,
         )
         await self._executor.start(setup, self._answer)
+        self._check_exposure(is_new=is_new)
+        self._namespaces = self._compose(registry, scratch, said)
+        if self._sync_deps_on_start:
+            report = await self._namespaces.dependencies.sync()
+            if report["failed"]:
+                reasons = "; ".join(report["errors"].values())
+                raise EnvironmentFailed("the configured requirements", reasons)
+
+    def _compose(
+        self, registry: ToolRegistry, scratch: Scratch, said: WorkspaceConfig
+    ) -> Namespaces:
+        """The services behind the guest's names, for an executor that has started."""
+        from py_code_mode.deps.dependencies import Dependencies
+        from py_code_mode.environments.overlay import Overlay
+        from py_code_mode.namespaces import Namespaces
+
+        config = self._executor.config
         dependencies = Dependencies(
             self._storage.get_deps_store(),
-            Overlay(scratch.packages, self._executor.environment),
+            Overlay(self._executor.overlay or scratch.packages, self._executor.environment),
             extra=config.extra_deps or (),
             allow_runtime=config.allow_runtime_deps,
         )
-        self._namespaces = Namespaces(
+        return Namespaces(
             tools=registry,
             workflows=self._storage.get_workflow_library(),
             artifacts=self._storage.get_artifact_store(),
             deps=dependencies,
+            isolation=self._executor.isolation,
+            allowed_deps=said.allowed_deps,
         )
-        if self._sync_deps_on_start:
-            report = await dependencies.sync()
-            if report["failed"]:
-                reasons = "; ".join(report["errors"].values())
-                raise EnvironmentFailed("the configured requirements", reasons)
+
+    def _check_workspace(self) -> WorkspaceConfig:
+        """What the workspace's file says, of a workspace whose tools may be used.
+
+        Raises:
+            ConfigError: it asks for a policy that the executor was not given, or the executor's
+                reaches into the workspace.
+            WorkspaceNotTrusted: somebody else may have written what would run here.
+        """
+        config = self._executor.config
+        tools = config.tools_path
+        if tools is not None:
+            check_trusted(tools, (tools,))
+        if not isinstance(self._storage, FileStorage):
+            return WorkspaceConfig()
+        base = self._storage.base_path
+        check_trusted(base, None if tools is None else (base / FILE,))
+        said = read_config(base)
+        policy = cast("Policy | None", getattr(config, "policy", None))
+        required = said.required_policy()
+        if required is not None and (policy is None or not policy.stronger_or_equal(required)):
+            _check_enforceable(self._executor.name, str(said.path))
+            raise ConfigError(
+                str(said.path),
+                f"its policy is required, and the {self._executor.name} executor was given "
+                f"{'none' if policy is None else 'a weaker one'}: use Session.from_base, or "
+                "pass policy=read_config(base).required_policy(...)",
+            )
+        also_read = cast("tuple[Path, ...]", getattr(config, "also_read", ()))
+        granted = (*policy.read, *policy.write) if policy is not None else ()
+        check_apart((*granted, *also_read), base)
+        return said
+
+    def _check_exposure(self, *, is_new: bool) -> None:
+        """See that sandboxed code cannot write to its own workspace.
+
+        Where there was none, code may make one in a folder that it may write to: its tools are not
+        used, neither here nor by later sessions.
+        """
+        from py_code_mode.workflows import is_sandboxed
+
+        storage = self._storage
+        if not isinstance(storage, FileStorage) or not is_sandboxed(self._executor.isolation):
+            return
+        workdir = () if self._given_workdir is None else (self._given_workdir,)
+        if not is_new:
+            check_apart(workdir, storage.base_path, source="workdir")
+            return
+        policy = cast("Policy | None", getattr(self._executor.config, "policy", None))
+        writable = (*workdir, *(policy.write if policy is not None else ()))
+        base = storage.base_path.resolve()
+        self._is_exposed = any(base.is_relative_to(place.resolve()) for place in writable)
+
+    def _check_tools(self, base: Path) -> None:
+        if self._is_exposed:
+            raise WorkspaceNotTrusted(
+                str(base), ("its tools were made while sandboxed code could write there",)
+            )
+        check_trusted(base)
 
     async def close(self) -> None:
         """End the guest and remove what the session made; a run that is going on is interrupted.
@@ -350,6 +465,10 @@ class Session(AsyncResource):
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             await anyio.to_thread.run_sync(scratch.remove)
+        if self._is_exposed and isinstance(self._storage, FileStorage):
+            base = self._storage.base_path
+            if any((base / name).exists() for name in ("tools", FILE)):
+                await anyio.to_thread.run_sync(expose, base)
 
     async def aclose(self) -> None:
         """The same as `close`."""
@@ -446,6 +565,84 @@ class Session(AsyncResource):
             await self._executor.reset()
             await self._open_namespaces().dependencies.apply_removals()
 
+    # -- copies of the interpreter
+
+    async def checkpoint(self) -> Checkpoint:
+        """Freeze a copy of the interpreter, to `rollback` to; waits for a run that is going on.
+
+        It takes milliseconds, whatever the variables hold. What is copied is memory: variables,
+        imported modules, random state. Files of the workdir are not, nor effects of tools; threads
+        and processes that code started do not come along.
+
+        Raises:
+            CapabilityMissing: the executor cannot do it on this machine.
+            CheckpointRefused: it cannot be done now: threads are running, a socket or a pipe is
+                open, a database is in a transaction.
+        """
+        executor = self._branching()
+        async with self._exclusive():
+            return await executor.checkpoint()
+
+    async def rollback(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint of this session, as often as one likes.
+
+        Waits for a run that is going on. Runs that come after it are counted on.
+
+        Raises:
+            CheckpointClosed: it is closed, or its sandbox has ended; nothing has changed.
+            ForeignCheckpoint: another session took it.
+        """
+        executor = self._branching()
+        if checkpoint.session_id != self._id:
+            raise ForeignCheckpoint(self._id, checkpoint.session_id)
+        async with self._exclusive():
+            await executor.rollback(checkpoint)
+
+    async def fork(self) -> Session:
+        """Copy the interpreter into a session of its own; waits for a run that is going on.
+
+        The copy has this one's variables and tools, storage, workdir and packages, and counts its
+        runs on; from here on the two differ. They share one sandbox and its limits, and nothing
+        keeps the code of one from reaching into the other: for code that does not trust its
+        sibling use sessions made afresh. What `checkpoint` says of copies holds.
+
+        Returns:
+            an open session; close it, or use it with ``async with``. Either may be closed first.
+
+        Raises:
+            CapabilityMissing: the executor cannot do it on this machine.
+            CheckpointRefused: it cannot be done now.
+        """
+        executor = self._branching()
+        async with self._exclusive():
+            other = Session(self._storage, executor, workdir=self._given_workdir)
+            try:
+                await other._start_as_copy(self, executor)
+            except BaseException:
+                if other._executor is not executor:
+                    await to_the_end(other._executor.close)
+                raise
+            return other
+
+    async def _start_as_copy(self, origin: Session, executor: BranchingExecutor) -> None:
+        assert origin._scratch is not None
+        self._said, self._is_exposed = origin._said, origin._is_exposed
+        registry = self._tools()
+        registry.add_those_of(origin._tools())
+        self._executor = await executor.fork(self._id, self._answer)
+        self._scratch = origin._scratch.share()
+        self._loop = origin._loop
+        self._runs = origin._runs
+        self._namespaces = self._compose(registry, self._scratch, self._said)
+        self._phase = "open"
+        self._started.set()
+
+    def _branching(self) -> BranchingExecutor:
+        self._executor.require(Capability.CHECKPOINT)
+        if not isinstance(self._executor, BranchingExecutor):
+            raise CapabilityMissing(Capability.CHECKPOINT, self._executor.name)
+        return self._executor
+
     @asynccontextmanager
     async def _exclusive(self) -> AsyncGenerator[None]:
         self._check_not_serving()
@@ -499,13 +696,14 @@ class Session(AsyncResource):
             from py_code_mode.stores import FileStore
             from py_code_mode.tools.registry import ToolRegistry
 
-            folder = self._executor.config.tools_path
+            folder, store, gate = self._executor.config.tools_path, None, None
             if folder is not None:
-                self._registry = ToolRegistry(FileStore(folder), folder=folder)
-            else:
-                if isinstance(self._storage, FileStorage):
-                    folder = self._storage.base_path / "tools"
-                self._registry = ToolRegistry(self._storage.get_tool_store(), folder=folder)
+                store, gate = FileStore(folder), partial(check_trusted, folder, (folder,))
+            elif isinstance(self._storage, FileStorage):
+                base = self._storage.base_path
+                folder, gate = base / "tools", partial(self._check_tools, base)
+            store = store or self._storage.get_tool_store()
+            self._registry = ToolRegistry(store, folder=folder, gate=gate)
         return self._registry
 
     def add_tool(
@@ -692,7 +890,24 @@ def _result(outcome: RunOutcome, run_id: int) -> ExecutionResult:
     )
 
 
+def _check_enforceable(name: str, source: str) -> None:
+    """Raise where a policy would be promised that an executor cannot keep."""
+    if name == "in_process":
+        raise ConfigError(
+            source,
+            "a policy is required, and code in this process cannot be held to one: use the "
+            "subprocess executor, or remove `policy`",
+        )
+
+
 def _make_executor(name: str, options: dict[str, Any]) -> Executor:
     from py_code_mode.execution.registry import executor_class
 
-    return executor_class(name).from_options(**options)
+    made = executor_class(name).from_options
+    try:
+        return made(**options)
+    except TypeError as error:
+        if "policy" not in options:
+            raise
+        # a promise that a plug-in does not know of cannot be kept
+        raise ConfigError(f"executor {name!r}", f"it takes no policy: {error}") from error

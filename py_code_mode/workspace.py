@@ -7,20 +7,25 @@ over the file, which wins over the default.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from py_code_mode.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable, Mapping
+
+    from py_code_mode.sandbox.policy import Policy
 
 FOLDER = ".code-mode"
 FILE = "config.yaml"
-_LATER = {
-    "policy": "sandbox policies are not enforced by this version, so none can be promised",
-    "tools": "approval rules are not enforced by this version, so none can be promised",
-}
+_LATER = {"tools": "approval rules are not enforced by this version, so none can be promised"}
+_KNOWN = ("deps", "executor", "policy", "timeout")
+#: A name of a package, in which ``*`` and ``?`` stand for others (PEP 508, less the rest).
+_PACKAGES = re.compile(r"[A-Za-z0-9*?](?:[A-Za-z0-9._*?-]*[A-Za-z0-9*?])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +35,38 @@ class WorkspaceConfig:
     Attributes:
         executor: name of an executor.
         timeout: seconds a run may take; `math.inf` where the file says ``null``.
+        policy: the ``policy:`` mapping as written; its values hold.
+        allowed_deps: names and patterns of the packages that guest code may add.
+        path: the file.
     """
 
     executor: str | None = None
     timeout: float | None = None
+    policy: Mapping[str, object] | None = field(default=None, hash=False)
+    allowed_deps: tuple[str, ...] | None = None
+    path: Path = field(default=Path(FILE), compare=False)
+
+    def required_policy(self, passed: Policy | None = None) -> Policy | None:
+        """The policy that is required: what was passed, strengthened by the file's; None if none.
+
+        Relative paths of the file are relative to the folder that the workspace is in: the
+        workspace itself is never shown to a sandbox.
+
+        Raises:
+            ConfigError: it does not hold, or reaches into the workspace.
+        """
+        policy = passed
+        if self.policy is not None:
+            from py_code_mode.sandbox.policy import Policy
+
+            source, folder = str(self.path), self.path.parent.parent
+            if passed is None:
+                policy = Policy.from_settings(self.policy, source=source, folder=folder)
+            else:
+                policy = passed.strengthened_by(self.policy, source=source, folder=folder)
+        if policy is not None:
+            check_apart((*policy.read, *policy.write), self.path.parent)
+        return policy
 
 
 def find_workspace(start: Path) -> Path | None:
@@ -45,17 +78,43 @@ def find_workspace(start: Path) -> Path | None:
     return None
 
 
+def check_apart(granted: Iterable[Path], workspace: Path, *, source: str = "policy") -> None:
+    """See that what a sandbox shows does not overlap the workspace, which is host only.
+
+    Code that could write there would choose what runs on the host next time. A workspace that does
+    not exist hides nothing.
+
+    Raises:
+        ConfigError: a path is beneath the workspace, or above it.
+    """
+    kept = workspace.resolve()
+    if not kept.exists():
+        return
+    for path in granted:
+        place = path.resolve()
+        if place.is_relative_to(kept):
+            reason = f"{place} is part of the workspace {kept}, which no sandbox may see"
+        elif kept.is_relative_to(place):
+            reason = (
+                f"{place} holds the workspace {kept}, which no sandbox may see; name the folders "
+                "and files in it that are needed"
+            )
+        else:
+            continue
+        raise ConfigError(source, f"{reason}. Data for code belongs outside, or in artifacts")
+
+
 def read_config(base: Path) -> WorkspaceConfig:
     """Read a workspace's ``config.yaml``; a missing file says nothing.
 
     Raises:
         ConfigError: it cannot be read, or says what cannot be done; nothing is guessed.
     """
-    path = base / FILE
+    path = base.absolute() / FILE
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
-        return WorkspaceConfig()
+        return WorkspaceConfig(path=path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"cannot be read: {error}") from error
 
@@ -63,22 +122,28 @@ def read_config(base: Path) -> WorkspaceConfig:
 
     try:
         loaded: object = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(str(path), f"is not YAML: {error}") from error
     if loaded is None:
-        return WorkspaceConfig()
+        return WorkspaceConfig(path=path)
     if not isinstance(loaded, dict):
         raise ConfigError(str(path), "must be a mapping, such as `timeout: 60`")
     settings = cast("dict[Any, object]", loaded)
     for key in settings:
         if key in _LATER:
             raise ConfigError(str(path), f"`{key}`: {_LATER[key]}; remove it to go on without")
-        if key not in ("executor", "timeout"):
-            raise ConfigError(str(path), f"`{key}` is not a setting; known: executor, timeout")
-    return WorkspaceConfig(
+        if key not in _KNOWN:
+            known = ", ".join(_KNOWN)
+            raise ConfigError(str(path), f"`{key}` is not a setting; known: {known}")
+    config = WorkspaceConfig(
         executor=_executor(path, settings.get("executor")),
         timeout=_timeout(path, settings) if "timeout" in settings else None,
+        policy=_policy(path, settings["policy"]) if "policy" in settings else None,
+        allowed_deps=_allowed_deps(path, settings.get("deps")),
+        path=path,
     )
+    config.required_policy()  # what does not hold is told now
+    return config
 
 
 def _executor(path: Path, value: object) -> str | None:
@@ -94,3 +159,39 @@ def _timeout(path: Path, settings: dict[Any, object]) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
         return float(value)
     raise ConfigError(str(path), f"`timeout` must be seconds above 0, or null, not {value!r}")
+
+
+def _policy(path: Path, value: object) -> Mapping[str, object]:
+    """The mapping; `policy:` without one asks for the default policy."""
+    if value is None:
+        return MappingProxyType({})
+    if not isinstance(value, dict):
+        reason = "`policy` must be a mapping, such as `policy: {network: none}`"
+        raise ConfigError(str(path), reason)
+    return MappingProxyType(cast("dict[str, object]", value))
+
+
+def _allowed_deps(path: Path, value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise ConfigError(str(path), "`deps` must be a mapping, such as `deps: {allow: [numpy]}`")
+    settings = cast("dict[Any, object]", value)
+    for key in settings:
+        if key != "allow":
+            raise ConfigError(str(path), f"`deps.{key}` is not a setting; known: allow")
+    allowed = settings.get("allow")
+    if allowed is None:
+        return None
+    if not isinstance(allowed, list):
+        raise ConfigError(str(path), f"`deps.allow` must be a list of names, not {allowed!r}")
+    found: list[str] = []
+    for entry in cast("list[object]", allowed):
+        if not isinstance(entry, str) or not _PACKAGES.fullmatch(entry):
+            raise ConfigError(
+                str(path),
+                f"`deps.allow`: {entry!r} is not the name of a package, or a pattern such as "
+                "types-*; versions are not compared",
+            )
+        found.append(entry)
+    return tuple(found)

@@ -47,6 +47,10 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     variable = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)
     yield folder
+    module = sys.modules.get("py_code_mode.execution.zygote")
+    if module is not None:
+        module.close_zygotes()
+        assert not _zygotes(), "a session has not let go of its zygote"
     tempfile.tempdir = before
     if variable is None:
         del os.environ["TMPDIR"]
@@ -75,11 +79,27 @@ class _Present:
         return found
 
 
+def _zygotes() -> list[Any]:
+    """Those of this process, which outlive the sessions that use them."""
+    module = sys.modules.get("py_code_mode.execution.zygote")
+    return list(vars(module)["_zygotes"].values()) if module is not None else []
+
+
+def _is_of_zygote(process: psutil.Process) -> bool:
+    walls = {zygote.process.pid for zygote in _zygotes()}
+    above = {process.pid, *(parent.pid for parent in process.parents())}
+    # the wall itself, the zygote and the one that took over; what is copied from them has its own
+    # names
+    return process.pid in walls or (process.name() == "pcm-zygote" and bool(walls & above))
+
+
 def _processes() -> frozenset[tuple[int, float, str]]:
     found: set[tuple[int, float, str]] = set()
     for child in (*psutil.Process().children(recursive=True), *_orphans()):
         try:
-            command = " ".join(child.cmdline()) or child.name()
+            if _is_of_zygote(child):
+                continue
+            command = f"{child.name()} {' '.join(child.cmdline())}"
             found.add((child.pid, child.create_time(), command[:200]))
         except psutil.NoSuchProcess:
             continue
@@ -127,7 +147,12 @@ def _files() -> frozenset[tuple[int, str]]:
     if not folder.exists():
         return frozenset()
     found: set[tuple[int, str]] = set()
+    kept: set[int] = set()
+    for zygote in _zygotes():
+        kept |= {zygote.control.fileno(), zygote.said, vars(zygote.scratch)["_lock"]}
     for entry in os.listdir(folder):
+        if int(entry) in kept:
+            continue
         try:
             target = os.readlink(folder / entry)
         except OSError:
@@ -140,7 +165,9 @@ def _files() -> frozenset[tuple[int, str]]:
 
 def _folders() -> frozenset[str]:
     root = tempfile.gettempdir()
-    return frozenset(name for name in os.listdir(root) if name.startswith("code-mode-"))
+    kept = {zygote.scratch.packages.parent.name for zygote in _zygotes()}
+    found = {name for name in os.listdir(root) if name.startswith("code-mode-")}
+    return frozenset(found - kept)
 
 
 def _supervisors() -> int:

@@ -18,7 +18,7 @@ import anyio
 import psutil
 import pytest
 
-from py_code_mode import FileStorage, MemoryStorage, Session, SubprocessExecutor
+from py_code_mode import FileStorage, MemoryStorage, Session, SubprocessConfig, SubprocessExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -373,7 +373,8 @@ async def test_exit_of_the_worker_is_told_at_once_and_the_session_goes_on() -> N
 
     Then it gets a fresh kernel, and nothing says that its variables are gone.
     """
-    async with worker() as session:
+    unprotected = SubprocessExecutor(SubprocessConfig(protect="off"))
+    async with Session(MemoryStorage(), unprotected) as session:
         await value(session, "x = 41")
         with anyio.fail_after(10):
             result = await session.run("import os; os._exit(3)", timeout=60)

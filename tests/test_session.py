@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio
@@ -745,7 +746,8 @@ async def test_tool_may_close_its_own_session(new_executor: NewExecutor) -> None
 
 async def test_loss_between_runs_is_told_after_a_cancelled_run() -> None:
     """The cancelled run took the notice of the loss with it."""
-    async with session_of(SubprocessExecutor) as session:
+    plain = partial(SubprocessExecutor, SubprocessConfig(backend="none"))
+    async with session_of(plain) as session:
         pid = (await session.run("import os; x = 1; os.getpid()")).value
         assert isinstance(pid, int)
         worker = psutil.Process(pid)
@@ -810,7 +812,8 @@ async def test_exit_with_an_unread_reply_tells_its_own_status() -> None:
 
 async def test_kept_arrays_hold_no_descriptors() -> None:
     """Each one that came through shared memory kept a descriptor open."""
-    async with session_of(SubprocessExecutor) as session:
+    uncopied = partial(SubprocessExecutor, SubprocessConfig(protect="off"))
+    async with session_of(uncopied) as session:
         await session.run("import numpy")
         before = psutil.Process().num_fds()
         kept = [(await session.run("numpy.ones(100_000)")).value for _ in range(5)]

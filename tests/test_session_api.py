@@ -126,6 +126,7 @@ def test_from_base_has_the_documented_signature() -> None:
         "base": ("positional", EMPTY),
         "timeout": ("keyword", 30.0),
         **COMMON,
+        "policy": ("keyword", None),
     }
 
 
@@ -136,6 +137,10 @@ def test_subprocess_has_the_documented_signature() -> None:
         **COMMON,
         "python_version": ("keyword", None),
         "cache_venv": ("keyword", True),
+        "policy": ("keyword", None),
+        "backend": ("keyword", "auto"),
+        "protect": ("keyword", "idle"),
+        "pool": ("keyword", 0),
     }
 
 
@@ -344,7 +349,7 @@ async def test_example_of_the_reference_works(base: Path, make: Make) -> None:
         (
             "subprocess",
             {"timeout", "process_isolation", "reset", "deps_install"},
-            {"container_isolation", "network_isolation"},
+            {"container_isolation"},
         ),
         (
             "inprocess",

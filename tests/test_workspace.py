@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from py_code_mode import (
+    FileStorage,
+    InProcessExecutor,
+    Policy,
+    Session,
+    SubprocessConfig,
+    SubprocessExecutor,
+)
 from py_code_mode.errors import ConfigError
-from py_code_mode.workspace import WorkspaceConfig, find_workspace, read_config
+from py_code_mode.workspace import WorkspaceConfig, check_apart, find_workspace, read_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +47,11 @@ def test_missing_or_empty_file_says_nothing(tmp_path: Path) -> None:
         ("timeout: 0.5", WorkspaceConfig(timeout=0.5)),
         ("timeout: null", WorkspaceConfig(timeout=math.inf)),
         ("executor: subprocess", WorkspaceConfig(executor="subprocess")),
+        ("policy:", WorkspaceConfig(policy={})),
+        ("policy: {memory: 1GiB}", WorkspaceConfig(policy={"memory": "1GiB"})),
+        ("deps: {allow: []}", WorkspaceConfig(allowed_deps=())),
+        ("deps: {allow: [numpy, types-*]}", WorkspaceConfig(allowed_deps=("numpy", "types-*"))),
+        ("deps: {allow: null}", WorkspaceConfig()),
     ],
 )
 def test_settings_are_read(tmp_path: Path, text: str, config: WorkspaceConfig) -> None:
@@ -54,3 +67,133 @@ def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("policy: [1]", "must be a mapping"),
+        ("policy: {memmory: 1}", "did you mean `memory`"),
+        ("policy: {memory: much}", "policy.memory"),
+        ("deps: numpy", "must be a mapping"),
+        ("deps: {deny: [numpy]}", "known: allow"),
+        ("deps: {allow: numpy}", "must be a list"),
+        ("deps: {allow: ['numpy>=2']}", "versions are not compared"),
+        ("deps: {allow: [1]}", "not the name of a package"),
+        ("deps: {allow: ['[a-z]*']}", "not the name of a package"),
+        ("tools: {deny: [x]}", "approval rules are not enforced"),
+        ("sandbox: 1", "known: deps, executor, policy, timeout"),
+    ],
+)
+def test_what_does_not_hold_is_an_error(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
+        read_config(tmp_path)
+    assert reason in str(caught.value)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "project" / ".code-mode"
+    folder.mkdir(parents=True)
+    (folder.parent / "data").mkdir()
+    return folder
+
+
+def write(base: Path, text: str) -> WorkspaceConfig:
+    (base / "config.yaml").write_text(text)
+    return read_config(base)
+
+
+def test_files_policy_is_required_as_it_is(base: Path) -> None:
+    said = write(base, "policy: {read: [./data], network: [example.org], memory: 1GiB}")
+    policy = said.required_policy()
+    assert policy == Policy(read=[base.parent / "data"], network=["example.org"], memory="1GiB")
+    assert WorkspaceConfig().required_policy() is None
+
+
+def test_file_makes_a_passed_policy_stronger_and_never_weaker(base: Path) -> None:
+    said = write(base, "policy: {network: open, memory: 1GiB, write: [./data]}")
+    data = base.parent / "data"
+    passed = Policy(read=[data], network=["example.org"], memory="8GiB", processes=5)
+    policy = said.required_policy(passed)
+    assert policy == Policy(read=[data], network=["example.org"], memory="1GiB", processes=5)
+    assert said.required_policy(Policy(memory="1MiB")) == Policy(memory="1MiB")
+
+
+@pytest.mark.parametrize("path", [".", "..", "./.code-mode", "./.code-mode/artifacts", "./link"])
+@pytest.mark.parametrize("key", ["read", "write"])
+def test_workspace_is_never_granted(base: Path, path: str, key: str) -> None:
+    (base.parent / "link").symlink_to(base)
+    with pytest.raises(ConfigError, match="which no sandbox may see"):
+        write(base, f"policy: {{{key}: ['{path}']}}")
+    with pytest.raises(ConfigError, match="which no sandbox may see"):
+        check_apart([base.parent / path], base)
+
+
+def test_neighbours_of_the_workspace_may_be_granted(base: Path) -> None:
+    check_apart([base.parent / "data", base.parent / ".code-mode-2"], base)
+
+
+def config_of(session: Session) -> SubprocessConfig:
+    config = vars(session)["_executor"].config
+    assert isinstance(config, SubprocessConfig)
+    return config
+
+
+def test_policy_reaches_the_executor(base: Path) -> None:
+    policy = Policy(memory="1GiB")
+    session = Session.subprocess(base, policy=policy, backend="landlock", protect="always", pool=2)
+    config = config_of(session)
+    assert (config.policy, config.backend) == (policy, "landlock")
+    assert (config.protect, config.pool) == ("always", 2)
+    assert config_of(Session.subprocess(base)).policy is None
+
+
+def test_files_policy_reaches_the_executor(base: Path) -> None:
+    write(base, "executor: subprocess\npolicy: {memory: 1GiB}")
+    assert config_of(Session.subprocess(base)).policy == Policy(memory="1GiB")
+    assert config_of(Session.from_base(base)).policy == Policy(memory="1GiB")
+    stronger = Session.from_base(base, policy=Policy(cpu=5))
+    assert config_of(stronger).policy == Policy(memory="1GiB", cpu=5)
+
+
+@pytest.mark.parametrize("text", ["policy: {memory: 1GiB}", "executor: in_process\npolicy:"])
+def test_no_policy_is_promised_for_code_in_this_process(base: Path, text: str) -> None:
+    write(base, text)
+    for make in (Session.from_base, Session.inprocess):
+        with pytest.raises(ConfigError, match="code in this process cannot be held to one"):
+            make(base)
+
+
+def test_policy_passed_for_code_in_this_process_is_an_error(base: Path) -> None:
+    with pytest.raises(ConfigError, match="policy: a policy is required"):
+        Session.from_base(base, policy=Policy())
+
+
+@pytest.mark.anyio
+async def test_executor_made_by_hand_has_to_keep_the_files_policy(base: Path) -> None:
+    write(base, "policy: {memory: 1GiB}")
+    storage = FileStorage(base)
+    with pytest.raises(ConfigError, match="cannot be held"):
+        await Session(storage, InProcessExecutor()).start()
+    with pytest.raises(ConfigError, match="executor was given none"):
+        await Session(storage, SubprocessExecutor()).start()
+    weaker = SubprocessExecutor(SubprocessConfig(policy=Policy(memory="2GiB")))
+    with pytest.raises(ConfigError, match="a weaker one"):
+        await Session(storage, weaker).start()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("is_policy", [True, False])
+async def test_executor_made_by_hand_may_not_show_the_workspace(
+    base: Path, is_policy: bool
+) -> None:
+    above = base.parent
+    config = (
+        SubprocessConfig(policy=Policy(read=[above]))
+        if is_policy
+        else (SubprocessConfig(also_read=(above,)))
+    )
+    with pytest.raises(ConfigError, match="which no sandbox may see"):
+        await Session(FileStorage(base), SubprocessExecutor(config)).start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import signal
 import sys
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from py_code_mode.cli.place import Place
     from py_code_mode.results import Event, ExecutionResult, JsonValue
     from py_code_mode.session import Session
 
@@ -29,24 +29,6 @@ FAILED: Final = 1
 TIMED_OUT: Final = 124
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a cell runs, and for how long at most.
-
-    Attributes:
-        executor: None means what the workspace says, else the subprocess executor.
-        timeout: seconds; None means what the workspace says, else no limit.
-        workdir: None means a new folder, removed at the end.
-        sync: install requirements.txt at the start.
-    """
-
-    base: Path
-    executor: str | None = None
-    timeout: float | None = None
-    workdir: Path | None = None
-    sync: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +51,7 @@ def run_cell(cell: Cell, place: Place, *, figures: Path, as_json: bool) -> int:
         KeyboardInterrupt: Ctrl-C came before or after the run.
     """
     folder = FigureFolder(figures, quiet=as_json)
-    session = _session(place)
+    session = _session(place, cell.file)
     if not as_json and session.supports("process_isolation"):
         tell_of_first_environment()
     try:
@@ -96,21 +78,17 @@ def tell_of_first_environment() -> None:
         say("installing the worker's packages; this happens once and takes a while")
 
 
-def _session(place: Place) -> Session:
+def _session(place: Place, file: Path | None) -> Session:
     from py_code_mode.execution.registry import executor_class
     from py_code_mode.session import Session
     from py_code_mode.storage import FileStorage
     from py_code_mode.workspace import read_config
 
     storage = FileStorage(place.base)
-    said = read_config(storage.base_path)
-    limit = place.timeout if place.timeout is not None else said.timeout
-    if limit is not None and math.isinf(limit):
-        limit = None
-    executor = executor_class(place.executor or said.executor or "subprocess")
+    name, options = place.executor_options(read_config(storage.base_path), file)
     return Session(
         storage,
-        executor.from_options(default_timeout=limit),
+        executor_class(name).from_options(**options),
         sync_deps_on_start=place.sync,
         workdir=place.workdir,
     )

@@ -3,12 +3,15 @@
 What is told is found by trying: a worker is started, an index is asked.
 """
 
+import errno
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,8 +22,9 @@ import typer
 from py_code_mode.cli.cell import tell_of_first_environment
 from py_code_mode.cli.loop import complete
 from py_code_mode.cli.options import Base, Json, workspace
-from py_code_mode.cli.terminal import has_colours, show_json, show_text
-from py_code_mode.errors import CodeModeError
+from py_code_mode.cli.terminal import has_colours, printable, show_json, show_text
+from py_code_mode.errors import CodeModeError, WorkspaceNotTrusted
+from py_code_mode.execution.executor import Capability
 
 #: Seconds that a package index may take to answer.
 NETWORK_TIMEOUT = 20.0
@@ -64,7 +68,7 @@ async def _examine(base: Path, network: bool, quiet: bool) -> list[Check]:
         _blocking(_cache),
         _blocking(_executors),
         lambda: _worker(quiet),
-        _blocking(_sandbox),
+        _blocking(layer_checks),
         lambda: _workspace(base, base.is_dir()),
         _blocking(_extras),
     ]
@@ -95,7 +99,8 @@ def _show(check: Check) -> None:
     if sys.stdout.isatty() and has_colours():
         level = f"\x1b[{_COLOURS[check.level]}m{level}\x1b[0m"
     remedy = f"\n         -> {check.remedy}" if check.remedy else ""
-    show_text(f"{level} {check.name}: {check.text}{remedy}")
+    # names and errors come from files that anybody may have written
+    show_text(level + printable(f" {check.name}: {check.text}{remedy}", colours=False))
 
 
 def _python() -> Iterator[Check]:
@@ -202,6 +207,7 @@ async def _worker(quiet: bool) -> list[Check]:
                 started = time.perf_counter() - began
                 result = await session.run("1 + 1")
                 environment = executor.environment
+                isolation, holds = executor.isolation, executor.capabilities
     except TimeoutError:
         text = f"did not start within {WORKER_TIMEOUT:g} s"
         return [Check(name="worker", level="problem", text=text, remedy=remedy)]
@@ -215,21 +221,71 @@ async def _worker(quiet: bool) -> list[Check]:
         f"started in {started * 1e3:,.0f} ms, Python {version}, {len(environment.packages)} "
         f"packages; 1 + 1 took {result.duration * 1e3:.1f} ms"
     )
-    return [Check(name="worker", level="ok", text=text)]
+    return [Check(name="worker", level="ok", text=text), sandbox_check(isolation, holds)]
 
 
-def _sandbox() -> Iterator[Check]:
-    yield Check(
-        name="sandbox",
-        level="warning",
-        text="none in this version: the worker may do whatever your user may",
-        remedy="run code that you do not trust as a user, or in a container, of its own",
-    )
+#: What a sandbox may enforce, in words; what every worker has is not told.
+_ENFORCED = {
+    Capability.FILE_ISOLATION: "files of the host are hidden",
+    Capability.NETWORK_ISOLATION: "no network",
+    Capability.NETWORK_ALLOW_LIST: "single hosts can be allowed",
+    Capability.MEMORY_LIMIT: "memory is limited",
+    Capability.DISK_LIMIT: "disk space is limited",
+}
+
+
+def sandbox_check(isolation: str, holds: frozenset[str]) -> Check:
+    """What stands between this machine and the worker that has just run."""
+    held = [words for capability, words in _ENFORCED.items() if capability in holds]
+    lacks = [words for capability, words in _ENFORCED.items() if capability not in holds]
+    if isolation == "none":
+        return Check(
+            name="sandbox",
+            level="warning",
+            text="none: the worker may do whatever your user may",
+            remedy="see the layers below; or run code that you do not trust as another user",
+        )
+    text = f"{isolation}: {', '.join(held)}"
+    if lacks:
+        remedy = "for the rest, see the layers below"
+        text += f"; not enforced here: {', '.join(lacks)}"
+        return Check(name="sandbox", level="warning", text=text, remedy=remedy)
+    return Check(name="sandbox", level="ok", text=text)
+
+
+#: What namespaces do without: they are what bubblewrap makes, and give workers a uid that limits
+#: bind.
+_UNNEEDED = ("bubblewrap", "rlimit_processes")
+
+
+def layer_checks() -> Iterator[Check]:
+    """What a sandbox can be built from on this machine, found by trying."""
+    from py_code_mode.sandbox.probe import probe
+
+    found = probe()
+    best, *others = found.backends
+    also = f"; also: {', '.join(others)}" if others else ""
+    text = f"{best}{also} (tried in {found.duration * 1e3:,.0f} ms, uid {found.uid})"
+    yield Check(name="sandbox backend", level="ok" if best != "none" else "warning", text=text)
+    for layer in found.layers:
+        name = f"layer {layer.name}"
+        if layer.is_ok:
+            yield Check(name=name, level="ok", text=layer.detail or "works")
+            continue
+        code = f" [{errno.errorcode.get(layer.error, str(layer.error))}]" if layer.error else ""
+        text = f"failed{code}: {layer.detail}"
+        if layer.name in _UNNEEDED and best == "namespaces":
+            yield Check(name=name, level="ok", text=f"{text}; not needed here")
+        else:
+            yield Check(name=name, level="warning", text=text, remedy=layer.remedy)
+    for gap in found.landlock_gaps:
+        yield Check(name="layer landlock", level="ok", text=f"leaves open: {gap}")
 
 
 async def _workspace(base: Path, exists: bool) -> list[Check]:
     from py_code_mode.storage import FileStorage
     from py_code_mode.tools.registry import ToolRegistry
+    from py_code_mode.trust import check_trusted
     from py_code_mode.workspace import read_config
 
     name = f"workspace {base}"
@@ -237,8 +293,10 @@ async def _workspace(base: Path, exists: bool) -> list[Check]:
         return [Check(name=name, level="ok", text="is not there yet; it is made when written to")]
     storage = FileStorage(base)
     try:
-        read_config(storage.base_path)
-        tools = ToolRegistry(storage.get_tool_store(), folder=storage.base_path)
+        said = read_config(storage.base_path)
+        gate = partial(check_trusted, storage.base_path)
+        folder = storage.base_path / "tools"
+        tools = ToolRegistry(storage.get_tool_store(), folder=folder, gate=gate)
         count = len(await tools.names())
         faults = [f"tools/{problem}" for problem in await tools.problems()]
         workflows = await anyio.to_thread.run_sync(storage.get_workflow_library().list)
@@ -247,10 +305,25 @@ async def _workspace(base: Path, exists: bool) -> list[Check]:
             f"workflows/{each['name']}.py: {each['error']}" for each in workflows if "error" in each
         ]
         faults += map(str, await anyio.to_thread.run_sync(requirements.problems))
+    except WorkspaceNotTrusted as error:
+        remedy = f"py-code-mode trust {shlex.quote(error.folder)}"
+        return [Check(name=name, level="problem", text=str(error), remedy=remedy)]
     except (CodeModeError, OSError) as error:
         return [Check(name=name, level="problem", text=str(error), remedy="correct that file")]
     usable = sum("error" not in each for each in workflows)
-    found = [Check(name=name, level="ok", text=f"{count} tools, {usable} workflows")]
+    has_policy = "; its policy is required" if said.policy is not None else ""
+    text = f"{count} tools, {usable} workflows{has_policy}"
+    found = [Check(name=name, level="ok", text=text)]
+    found += [
+        Check(
+            name=name,
+            level="warning",
+            text=f"workflow {each['name']} was written by sandboxed code ({each['origin']})",
+            remedy=f"py-code-mode workflows approve {each['name']}, once you have read it",
+        )
+        for each in workflows
+        if "origin" in each
+    ]
     found += [
         Check(name=name, level="warning", text=fault, remedy="correct that file; it is left out")
         for fault in faults

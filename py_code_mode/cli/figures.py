@@ -1,11 +1,16 @@
-"""Saves what a run displays: images as files, text as text."""
+"""Saves what a run displays: images as files, text as text.
+
+Promise: opened in a browser, no saved file runs a guest's scripts or loads anything.
+"""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from py_code_mode.cli.drawing import is_still
 from py_code_mode.cli.terminal import say, show_text
+from py_code_mode.results import frame
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +27,7 @@ _IMAGES: Final = {
     "application/pdf": ".pdf",
 }
 _HTML: Final = "text/html"
+_SVG: Final = "image/svg+xml"
 
 
 class Shown(TypedDict):
@@ -84,11 +90,16 @@ class FigureFolder:
 def _file_form(display: Display) -> tuple[str, str | bytes | None]:
     for kind, extension in _IMAGES.items():
         if kind in display.data:
-            return extension, display.data[kind]
+            body = display.data[kind]
+            if kind == _SVG and not is_still(body):
+                return ".html", frame(body, kind, is_page=True)
+            return extension, body
     plain = display.data.get("text/plain")
     says_nothing = not isinstance(plain, str) or (plain.startswith("<") and plain.endswith(">"))
     # a table has a plain form to read here; a map or an interactive chart has not
-    return ".html", display.data.get(_HTML) if says_nothing else None
+    if not says_nothing or _HTML not in display.data:
+        return ".html", None
+    return ".html", frame(display.data[_HTML], _HTML, is_page=True)
 
 
 def _any_text(display: Display) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from py_code_mode.cli import artifacts, deps, doctor, run, tools, workflows
+from py_code_mode.cli import artifacts, deps, doctor, run, tools, trust, workflows
 from py_code_mode.cli.terminal import complain
 from py_code_mode.errors import CodeModeError
 
@@ -71,6 +71,7 @@ app.add_typer(tools.app)
 app.add_typer(workflows.app)
 app.add_typer(artifacts.app)
 app.add_typer(deps.app)
+app.command(epilog=trust.EPILOG, short_help="Trust a workspace that others can write.")(trust.trust)
 app.command(short_help="Tell what this machine has, and lacks.")(doctor.doctor)
 
 

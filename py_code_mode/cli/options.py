@@ -48,7 +48,7 @@ Workdir: TypeAlias = Annotated[
     typer.Option(
         "--workdir",
         metavar="DIR",
-        help="The code's current directory; `.` for this one.  "
+        help="The code's current directory, which it may write to; `.` for this one.  "
         "[default: a new one, removed at the end]",
         show_default=False,
     ),
@@ -56,6 +56,47 @@ Workdir: TypeAlias = Annotated[
 Sync: TypeAlias = Annotated[
     bool,
     typer.Option("--sync/--no-sync", help="Install the workspace's requirements.txt first."),
+]
+Read: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--read",
+        metavar="PATH",
+        help="Let the code read this file or folder; may be repeated.",
+        show_default=False,
+    ),
+]
+Write: TypeAlias = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--write",
+        metavar="PATH",
+        help="Let the code read and write this file or folder; may be repeated.",
+        show_default=False,
+    ),
+]
+AllowHost: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        metavar="HOST",
+        help="Let the code reach this host: api.github.com, '*.wikipedia.org:443'; may be repeated."
+        "  [default: no network]",
+        show_default=False,
+    ),
+]
+Memory: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="Memory of the code and all its processes, such as 2GiB.  [default: 4GiB]",
+        show_default=False,
+    ),
+]
+NoSandbox: TypeAlias = Annotated[
+    bool,
+    typer.Option("--no-sandbox", help="Run without a sandbox: the code may do whatever you may."),
 ]
 Query: TypeAlias = Annotated[list[str], typer.Argument(metavar="WORDS...", show_default=False)]
 Limit: TypeAlias = Annotated[int, typer.Option("--limit", min=1, help="At most so many.")]

@@ -8,17 +8,9 @@ from typing import Annotated
 
 import typer
 
-from py_code_mode.cli.cell import Cell, Place, run_cell
-from py_code_mode.cli.options import (
-    Base,
-    Executor,
-    Figures,
-    Json,
-    Sync,
-    Timeout,
-    Workdir,
-    workspace,
-)
+from py_code_mode.cli.cell import Cell, run_cell
+from py_code_mode.cli.options import Figures, Json
+from py_code_mode.cli.place import Place, takes_place
 
 EPILOG = """\
 \b
@@ -26,7 +18,8 @@ Examples:
   py-code-mode run script.py
   py-code-mode run -c "1 + 1"
   echo "print(tools.list())" | py-code-mode run -
-  py-code-mode run -c "open('data.csv').read()" --workdir .
+  py-code-mode run -c "open('/data/big.csv').read()" --read /data
+  py-code-mode run fetch.py --allow-host api.github.com --memory 2GiB
   py-code-mode run script.py --timeout 60 --json
 
 \b
@@ -40,7 +33,9 @@ Exit status:
 """
 
 
+@takes_place
 def run(
+    place: Place,
     file: Annotated[
         str | None,
         typer.Argument(metavar="FILE", help="A Python file; `-` is stdin.", show_default=False),
@@ -49,11 +44,6 @@ def run(
         str | None,
         typer.Option("-c", metavar="CODE", help="Python code.", show_default=False),
     ] = None,
-    base: Base = None,
-    executor: Executor = None,
-    timeout: Timeout = None,
-    workdir: Workdir = None,
-    sync: Sync = True,
     figures: Figures = Path(),
     as_json: Json = False,
 ) -> None:
@@ -63,33 +53,12 @@ def run(
     saved as files; their names are told on stderr. With --json, stdout is one JSON object instead.
 
     The code runs in a worker process with an environment of its own (numpy, pandas and pyarrow
-    are there). It is not a sandbox: the code may do whatever you may.
+    are there), in the best sandbox that this machine has; `py-code-mode doctor` tells which. It
+    may write to its own directory, read the folder of FILE, and reach no network, unless options
+    or the workspace's `policy` say more. With any of --read, --write, --allow-host and --memory
+    the sandbox is required.
     """
-    place = Place(
-        base=workspace(base),
-        executor=executor,
-        timeout=check_timeout(timeout),
-        workdir=check_workdir(workdir),
-        sync=sync,
-    )
     raise typer.Exit(run_cell(_cell(file, code), place, figures=figures, as_json=as_json))
-
-
-def check_timeout(timeout: float | None) -> float | None:
-    """The timeout; a usage error unless it is above zero."""
-    if timeout is not None and not timeout > 0:
-        raise typer.BadParameter("it must be above 0 seconds", param_hint="--timeout")
-    return timeout
-
-
-def check_workdir(workdir: Path | None) -> Path | None:
-    """The folder, absolute; a usage error unless it exists."""
-    if workdir is None:
-        return None
-    workdir = workdir.expanduser().absolute()
-    if not workdir.is_dir():
-        raise typer.BadParameter(f"{workdir} is not a folder", param_hint="--workdir")
-    return workdir
 
 
 def _cell(file: str | None, code: str | None) -> Cell:

@@ -1,7 +1,8 @@
 """What people see: text of guests made harmless, plain where no terminal shows it.
 
 Promise: what a guest wrote reaches a terminal with its colours and nothing else that a terminal
-would obey; a pipe or a file gets it as it is.
+would obey; a pipe or a file gets it as it is. Lines of our own, with names and errors in them, have
+neither colours nor controls, wherever they go.
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 RESET: Final = "\x1b[0m"
 
 # Control characters, and those that reverse or hide what is shown (Unicode UAX #9, "Trojan
-# source", CVE-2021-42574).
+# source", CVE-2021-42574): marks and overrides of direction, characters without any width (unless
+# a letter or sign that is not ASCII comes before, as in emoji and Persian), tags, lone surrogates.
 _UNSAFE = re.compile(
-    r"\x1b\[[0-9;:]*m|\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]"
+    r"\x1b\[[0-9;:]*m|\r\n|[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e"
+    r"\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff"
+    r"\U000e0000-\U000e007f]"
+    r"|(?:(?<=[\x00-\x7f])|^)(?:[\u200c\u200d\ufe00-\ufe0e\U000e0100-\U000e01ef]|\ufe0f(?!\u20e3))"
 )
 _UNFINISHED = re.compile(r"(?:\x1b(?:\[[0-9;:]{0,60})?|\r)\Z")
 _CONCEAL = "8"
@@ -47,6 +52,8 @@ def printable(text: str, *, colours: bool = True) -> str:
             return "\n"
         if len(found) == 1:
             code = ord(found)
+            if code > 0xFFFF:
+                return f"\\U{code:08x}"
             return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
         if _conceals(found[2:-1]):
             return "\\x1b" + found[1:]
@@ -59,10 +66,13 @@ def _conceals(parameters: str) -> bool:
     """Whether a colour sequence would make text invisible (SGR 8, ECMA-48 section 8.3.117)."""
     numbers = iter(parameters.split(";"))
     for number in numbers:
-        if number.lstrip("0") == _CONCEAL:
+        code, _, below = number.partition(":")
+        if code.lstrip("0") == _CONCEAL:
             return True
-        if number in _EXTENDED:  # 38;5;8 is a colour
-            skipped = {"5": 1, "2": 3}.get(next(numbers, ""), 0)
+        if code.lstrip("0") in _EXTENDED and not below:  # 38;5;8 is a colour
+            skipped = {"5": 1, "2": 3}.get(next(numbers, "").lstrip("0"))
+            if skipped is None:
+                return True  # terminals differ in what they take the rest for
             for _ in range(skipped):
                 next(numbers, "")
     return False
@@ -132,8 +142,12 @@ def has_colours() -> bool:
 
 
 def say(text: str) -> None:
-    """Write a line of ours, about a run or a file, to stderr."""
-    print(_safe(text, sys.stderr), file=sys.stderr, flush=True)
+    """Write a line of ours, about a run or a file, to stderr.
+
+    Names in it may be anybody's, and a line of ours has no colours: what else is in it is escaped
+    also where a pipe leads on to a terminal.
+    """
+    print(_encodable(printable(text, colours=False), sys.stderr), file=sys.stderr, flush=True)
 
 
 def complain(text: str) -> None:
@@ -151,6 +165,10 @@ def _safe(text: str, stream: TextIO) -> str:
     if stream.isatty():
         text = printable(text, colours=has_colours())
         text += RESET if "\x1b" in text else ""
+    return _encodable(text, stream)
+
+
+def _encodable(text: str, stream: TextIO) -> str:
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 
@@ -179,7 +197,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
         return
     if not sys.stdout.isatty():
         for row in rows:
-            print(_safe("\t".join(" ".join(cell.split()) for cell in row), sys.stdout))
+            cells = (printable(" ".join(cell.split()), colours=False) for cell in row)
+            print(_encodable("\t".join(cells), sys.stdout))
         sys.stdout.flush()
         return
     from rich import box

@@ -1,5 +1,6 @@
 """``py-code-mode tools``: what a session finds as ``tools``."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -39,9 +40,12 @@ def registry(base: "Path | None") -> "ToolRegistry":
     """The tools of a workspace."""
     from py_code_mode.storage import FileStorage
     from py_code_mode.tools.registry import ToolRegistry
+    from py_code_mode.trust import check_trusted
 
     storage = FileStorage(workspace(base))
-    return ToolRegistry(storage.get_tool_store(), folder=storage.base_path)
+    folder = storage.base_path
+    gate = partial(check_trusted, folder)
+    return ToolRegistry(storage.get_tool_store(), folder=folder / "tools", gate=gate)
 
 
 @app.command("list")

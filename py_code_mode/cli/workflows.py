@@ -6,22 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from py_code_mode.cli.cell import Cell, Place, run_cell
+from py_code_mode.cli.cell import Cell, run_cell
 from py_code_mode.cli.options import (
     Arguments,
     Base,
-    Executor,
     Figures,
     Json,
     Limit,
     Query,
-    Sync,
-    Timeout,
-    Workdir,
     key_values,
     workspace,
 )
-from py_code_mode.cli.run import check_timeout, check_workdir, decode_source
+from py_code_mode.cli.place import Place, takes_place
+from py_code_mode.cli.run import decode_source
 from py_code_mode.cli.terminal import complain, facts, say, show_json, show_table, show_text
 from py_code_mode.errors import WorkflowNotFound
 
@@ -30,8 +27,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="workflows",
-    short_help="Workflows: list, show, search, call, add, remove.",
-    help="List, show, search, call, add and remove workflows (workflows/*.py).",
+    short_help="Workflows: list, show, search, call, add, approve, remove.",
+    help="List, show, search, call, add, approve and remove workflows (workflows/*.py).",
     epilog="""\
 \b
 Examples:
@@ -72,12 +69,19 @@ def _show(entries: list[dict[str, Any]], as_json: bool, empty: str) -> None:
         show_json(entries)
         return
     rows = [
-        [*facts(entry, "name", "description"), ", ".join(map(_parameter, entry["parameters"]))]
+        [
+            *facts(entry, "name", "description"),
+            ", ".join(map(_parameter, entry["parameters"])),
+            f"not approved ({entry['origin']})" if "origin" in entry else "",
+        ]
         for entry in entries
         if "error" not in entry
     ]
     if rows or not entries:
-        show_table(("name", "description", "parameters"), rows, empty)
+        columns = ("name", "description", "parameters", "origin")
+        has_origin = any(row[-1] for row in rows)
+        shown = rows if has_origin else [row[:-1] for row in rows]
+        show_table(columns if has_origin else columns[:-1], shown, empty)
 
 
 def _parameter(parameter: dict[str, Any]) -> str:
@@ -93,33 +97,52 @@ def show(name: Name, base: Base = None, as_json: Json = False) -> None:
     if as_json:
         show_json(entry)
     else:
+        if "origin" in entry:
+            say(f"note: written by sandboxed code ({entry['origin']}), and not approved")
         show_text(str(entry["source"]))
 
 
 @app.command()
+@takes_place
 def call(
+    place: Place,
     name: Name,
     arguments: Arguments = None,
-    base: Base = None,
-    executor: Executor = None,
-    timeout: Timeout = None,
-    workdir: Workdir = None,
-    sync: Sync = True,
     figures: Figures = Path(),
     as_json: Json = False,
 ) -> None:
     """Run a workflow in a session of its own; output and exit status are as of `run`."""
     given = key_values(arguments)
-    library(base).load(name)  # what is wrong with it is told before a session starts
+    library(place.base).load(name)  # what is wrong with it is told before a session starts
     cell = Cell(code=f"workflows.invoke({name!r}, **{given!r})")
-    place = Place(
-        base=workspace(base),
-        executor=executor,
-        timeout=check_timeout(timeout),
-        workdir=check_workdir(workdir),
-        sync=sync,
-    )
     raise typer.Exit(run_cell(cell, place, figures=figures, as_json=as_json))
+
+
+@app.command()
+def approve(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Let a workflow that sandboxed code wrote run without a sandbox, too.
+
+    Shows its source and asks first.
+    """
+    entry = library(base).get(name)
+    if entry is None:
+        raise WorkflowNotFound(name)
+    source, origin = str(entry["source"]), entry.get("origin")
+    if origin is not None and not yes:
+        show_text(source, sys.stderr)
+        question = f"written by sandboxed code ({origin}); let it run with your rights?"
+        typer.confirm(question, abort=True, err=True)
+    # not what somebody put there while it was read
+    was_approved = library(base).approve(name, source)
+    if as_json:
+        show_json({"approved": [name] if was_approved else []})
+    else:
+        say(f"approved workflow {name}" if was_approved else f"workflow {name} needs no approval")
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -10,7 +11,7 @@ from py_code_mode.deps.requirements import Requirements, parse
 from py_code_mode.errors import RuntimeDepsDisabled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from py_code_mode.environments.overlay import Overlay
 
@@ -44,6 +45,25 @@ class Dependencies:
 
     def _wanted(self) -> list[str]:
         return list(dict.fromkeys([*self._requirements.list(), *self._extra]))
+
+    async def refused(self, package: str, allowed: Collection[str]) -> str | None:
+        """The package's name as an index writes it, unless it may be added; None where it may.
+
+        What is configured already may be added again.
+
+        Args:
+            allowed: names, in which ``*`` and ``?`` stand for others.
+
+        Raises:
+            InvalidRequirement: it is no plain requirement.
+        """
+        from packaging.utils import canonicalize_name
+
+        name = canonicalize_name(parse(package).name)
+        if any(fnmatchcase(name, canonicalize_name(pattern)) for pattern in allowed):
+            return None
+        known = {canonicalize_name(parse(entry).name) for entry in await self.list()}
+        return None if name in known else name
 
     async def add(self, package: str) -> dict[str, Any]:
         """Install a package and remember it; importable at once, variables are kept."""

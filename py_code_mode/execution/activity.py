@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from contextvars import Context, copy_context
+from dataclasses import dataclass
 from inspect import isawaitable
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -17,7 +18,7 @@ import anyio
 
 from py_code_mode.execution.output import MAX_LATE, BoundedText, text_decoder
 from py_code_mode.execution.supervisor import to_the_end
-from py_code_mode.results import Display, Event, Failure, Late, Output, Shown
+from py_code_mode.results import Display, Event, Failure, Late, Output, Shown, State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -324,17 +325,46 @@ class Activity:
         return [f"{len(open_calls)} call(s) cut off at the end of the run, effect unknown: {names}"]
 
 
-def stopped_failure(activity: Activity, failure: Failure | None, *, lost: bool) -> Failure:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """What became of the variables at the end of a run.
+
+    Attributes:
+        state: still there, put back to an earlier run, or gone.
+        restored_to: the run whose variables are back.
+        notes: why there was no better way.
+    """
+
+    state: State = "kept"
+    restored_to: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The same as the end of a sentence."""
+        if self.state == "restored":
+            when = f"after run {self.restored_to}" if self.restored_to else "before any run"
+            return f"variables are as they were {when}"
+        return "variables are kept" if self.state == "kept" else "its variables are lost"
+
+
+KEPT = Fate()
+LOST = Fate(state="lost")
+
+
+def stopped_failure(activity: Activity, failure: Failure | None, fate: Fate) -> Failure:
     """The failure of a run that was told to stop, with the place where it was."""
-    kept = "its variables are lost" if lost else "variables are kept"
-    how = "ended" if lost else "interrupted"
+    how = "interrupted" if fate.state == "kept" else "ended"
     timeout = activity.request.timeout
     texts: dict[StopReason | None, tuple[str, str]] = {
-        "timeout": ("TimeoutError", f"the run took longer than {timeout} s and was {how}; {kept}"),
-        "interrupted": ("Interrupted", f"the run was {how} by interrupt(); {kept}"),
+        "timeout": (
+            "TimeoutError",
+            f"the run took longer than {timeout} s and was {how}; {fate.text}",
+        ),
+        "interrupted": ("Interrupted", f"the run was {how} by interrupt(); {fate.text}"),
         "closed": ("Interrupted", "the session was closed during the run"),
     }
-    other = ("Interrupted", f"the run was {how}: its caller no longer waits; {kept}")
+    other = ("Interrupted", f"the run was {how}: its caller no longer waits; {fate.text}")
     kind, message = texts.get(activity.stop_reason, other)
     return Failure(
         type=kind,

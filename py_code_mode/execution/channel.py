@@ -31,7 +31,8 @@ class Channel:
 
     Args:
         sock: the host's end; owned and closed by the channel.
-        on_frame: called with each frame, on the event loop; what it raises ends the channel.
+        on_frame: called with each frame, on the event loop; what it raises ends the channel. It
+            takes out what descriptors it wants.
         on_end: called once, with the reason: None at an orderly end, else what was wrong.
     """
 
@@ -45,7 +46,7 @@ class Channel:
         self._socket = sock
         self._on_frame = on_frame
         self._on_end = on_end
-        self._reader = wire.FrameReader()
+        self._reader = wire.FrameReader(most_passed=1)
         self._loop = asyncio.get_running_loop()
         self._outgoing: deque[tuple[list[wire.Buffer], list[int]]] = deque()
         self._queued = 0
@@ -82,12 +83,17 @@ class Channel:
             if not data:
                 self._end(None)
                 return
+            frames: list[wire.Frame] = []
             try:
-                for frame in self._reader.feed(data, fds):
+                frames = self._reader.feed(data, fds)
+                for frame in frames:
                     self._on_frame(frame)
             except Exception as error:  # a border: nothing a guest sends may hurt the host
                 self._end(str(error) or type(error).__name__)
                 return
+            finally:
+                for frame in frames:
+                    frame.close()
             if len(data) < wire.RECEIVE_SIZE and not until_empty:
                 return  # most likely all there is; the loop calls again if not
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from py_code_mode.environments.base import Environment
+    from py_code_mode.sandbox.egress import EgressRecord
 
 
 class Capability:
@@ -41,6 +42,19 @@ class Capability:
     LIVE_VALUES: Final = "live_values"
     #: values can be bound and fetched between runs
     EXCHANGE: Final = "exchange"
+    #: where a run has to be ended, the variables of an earlier one are put back
+    RESTORE: Final = "restore"
+    #: `checkpoint`, `rollback` and `fork` work
+    CHECKPOINT: Final = "checkpoint"
+    #: files of the host that no policy grants cannot be seen
+    FILE_ISOLATION: Final = "file_isolation"
+    #: only the hosts of the policy can be reached
+    NETWORK_ALLOW_LIST: Final = "network_allow_list"
+    #: the limits of the policy hold for the session as a whole
+    MEMORY_LIMIT: Final = "memory_limit"
+    DISK_LIMIT: Final = "disk_limit"
+    #: memory with a name (/dev/shm): the locks, queues and pools of multiprocessing
+    SHARED_MEMORY: Final = "shared_memory"
 
 
 class Call(Protocol):
@@ -86,12 +100,15 @@ class Setup:
         session_id: for names and messages.
         namespaces: the table the guest builds its proxies from.
         workdir: the guest's current directory; it exists, and its maker removes it.
+        is_workdir_private: it was made for this session only, so that an executor may give the
+            guest another one that nobody else sees.
         overlay: folder with the session's own packages, put at the end of ``sys.path``.
     """
 
     session_id: str
     namespaces: NamespaceTable
     workdir: Path
+    is_workdir_private: bool = False
     overlay: Path | None = None
 
 
@@ -150,6 +167,44 @@ class Release:
 Exchange: TypeAlias = Bind | Fetch | Release
 
 
+class Checkpoint:
+    """A frozen copy of a session's interpreter, to go back to any number of times.
+
+    It holds memory, as far as variables were changed since; it ends with `close`, or with its
+    session.
+
+    Attributes:
+        session_id: of the session that took it, and can be rolled back to it.
+        run_id: the newest run whose effects it has; 0 where it was taken before any.
+    """
+
+    def __init__(self, session_id: str, run_id: int, release: Callable[[Checkpoint], None]) -> None:
+        self.session_id = session_id
+        self.run_id = run_id
+        self._release: Callable[[Checkpoint], None] | None = release
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a way back to it."""
+        return self._release is not None
+
+    def close(self) -> None:
+        """Let go of it; idempotent."""
+        release, self._release = self._release, None
+        if release is not None:
+            release(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "open" if self.is_open else "closed"
+        return f"<Checkpoint after run {self.run_id} of session {self.session_id} ({state})>"
+
+
 class Executor(AsyncResource, ABC):
     """Runs the guest of one session.
 
@@ -176,6 +231,15 @@ class Executor(AsyncResource, ABC):
         """Before `start`: what the class offers; after it: what holds here."""
         return self.offers
 
+    @property
+    def isolation(self) -> str:
+        """What stands between guest code and this machine, known after `start`.
+
+        A backend of the sandbox (``namespaces``, ``bubblewrap``, ``landlock``), ``none``,
+        ``in_process``, or a plug-in's own word.
+        """
+        return "none"
+
     @classmethod
     def from_options(cls, **options: Any) -> Self:
         """Make one from the options of `ExecutorConfig`, and those of its own configuration.
@@ -189,6 +253,16 @@ class Executor(AsyncResource, ABC):
         """Raise `CapabilityMissing` where this executor lacks a capability."""
         if capability not in self.capabilities:
             raise CapabilityMissing(capability, self.name)
+
+    @property
+    def network_log(self) -> tuple[EgressRecord, ...]:
+        """What the guest asked of the network, where a policy lists hosts; the latest, in order."""
+        return ()
+
+    @property
+    def overlay(self) -> Path | None:
+        """Where the session's packages go instead of `Setup.overlay`; known after `start`."""
+        return None
 
     @property
     @abstractmethod
@@ -240,3 +314,47 @@ class Executor(AsyncResource, ABC):
     async def aclose(self) -> None:
         """The same as `close`."""
         await self.close()
+
+
+class BranchingExecutor(Executor):
+    """An executor whose guest can be copied while it lives; see `Capability.CHECKPOINT`.
+
+    Memory is copied, as by `os.fork`: variables, imported modules, random state. Files are not, nor
+    what is outside; threads and processes that guest code started do not come along. Like `run`,
+    these calls are not overlapped by the caller.
+    """
+
+    @abstractmethod
+    async def checkpoint(self) -> Checkpoint:
+        """Freeze a copy of the guest.
+
+        Raises:
+            CapabilityMissing: it cannot be done on this machine.
+            CheckpointRefused: it cannot be done now, such as while threads run.
+            GuestDied: there is no guest to copy.
+        """
+
+    @abstractmethod
+    async def rollback(self, checkpoint: Checkpoint) -> None:
+        """Have a copy of the checkpoint in the guest's place; the checkpoint is kept.
+
+        Raises:
+            CheckpointClosed: there is no way back to it any more; the guest is as it was.
+        """
+
+    @abstractmethod
+    async def fork(self, session_id: str, call: Call) -> BranchingExecutor:
+        """Copy the guest, as a started executor of its own; the caller closes it.
+
+        The two share a sandbox and its limits, the workdir and the folder of packages; nothing
+        keeps one from reaching into the other.
+
+        Args:
+            session_id: of the session that the copy is for.
+            call: where the copy's calls go.
+
+        Raises:
+            CapabilityMissing: it cannot be done on this machine.
+            CheckpointRefused: it cannot be done now, such as while threads run.
+            GuestDied: there is no guest to copy.
+        """

@@ -31,6 +31,8 @@ from py_code_mode.errors import (
 from py_code_mode.execution import thread_streams
 from py_code_mode.execution.activity import (
     GRACE,
+    KEPT,
+    LOST,
     MAX_OPEN_CALLS,
     Activity,
     Gathered,
@@ -115,6 +117,10 @@ class InProcessExecutor(Executor):
     @property
     def config(self) -> InProcessConfig:
         return self._config
+
+    @property
+    def isolation(self) -> str:
+        return self.name
 
     @property
     def environment(self) -> Environment:
@@ -411,7 +417,7 @@ class _Guest:
         outcome = self._result or Outcome()
         failure = Failure(**outcome.failure) if outcome.failure is not None else None
         if activity.stop_reason is not None:
-            failure = stopped_failure(activity, failure, lost=self.is_abandoned)
+            failure = stopped_failure(activity, failure, LOST if self.is_abandoned else KEPT)
         if self.is_abandoned:
             notes.append(
                 "the code could not be interrupted: its thread goes on, cut off from the session"

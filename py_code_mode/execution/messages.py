@@ -80,7 +80,20 @@ class Answer(_Message, tag="answer", frozen=True):
     error: ErrorMessage | None = None
 
 
-Message: TypeAlias = Ready | CallMessage | DisplayMessage | Done | Answer
+class Asleep(_Message, tag="asleep", frozen=True):
+    """A copy of the guest sleeps; the socket that wakes it is passed with the frame.
+
+    `id` is that of the request for it; None where the guest made it by itself. `run` is the latest
+    run whose effects it has, 0 for none. Where there is no copy, `refused` says why.
+    """
+
+    run: int
+    id: int | None = None
+    pid: int | None = None
+    refused: str | None = None
+
+
+Message: TypeAlias = Ready | CallMessage | DisplayMessage | Done | Answer | Asleep
 
 _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 _encoder = msgspec.json.Encoder()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import entry_points
 
 from py_code_mode.errors import ConfigError, ExecutorNotFound
@@ -15,6 +16,7 @@ def executor_names() -> tuple[str, ...]:
     return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
 
 
+@cache  # reading what every installed package registers takes milliseconds
 def executor_class(name: str) -> type[Executor]:
     """Import the executor that is registered under a name.
 

@@ -1,12 +1,13 @@
-"""Runs a session's guest in a process of its own, with an environment of its own.
+"""Runs a session's guest in a process of its own, with an environment of its own, in a sandbox.
 
-What guest code does to its process (crash, exit, exhaust memory, hang) costs the variables, never
-the host: the next run has a fresh worker. It is not a sandbox: the process may do whatever its user
-may.
+What guest code does to its process (crash, exit, exhaust memory, hang) never hurts the host. What
+stands between the two is chosen at the start: the best that this machine has, or what was asked
+for, which is then an error where it cannot be had.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
@@ -21,13 +22,22 @@ import anyio
 
 from py_code_mode import guest
 from py_code_mode.environments.base import Environment, EnvironmentSpec, realise
-from py_code_mode.errors import EnvironmentFailed, ExecutorClosed, GuestDied
+from py_code_mode.errors import (
+    CheckpointClosed,
+    CheckpointRefused,
+    EnvironmentFailed,
+    ExecutorClosed,
+    ForeignCheckpoint,
+    GuestDied,
+)
+from py_code_mode.execution.activity import KEPT, LOST, Fate
 from py_code_mode.execution.channel import Channel
 from py_code_mode.execution.executor import (
+    BranchingExecutor,
     Call,
     Capability,
+    Checkpoint,
     Exchange,
-    Executor,
     ExecutorConfig,
     OnEvent,
     RunOutcome,
@@ -36,26 +46,33 @@ from py_code_mode.execution.executor import (
 )
 from py_code_mode.execution.output import OutputPipe
 from py_code_mode.execution.process import GuestProcess, spawn
+from py_code_mode.execution.sandbox import (
+    MISSING,
+    BackendChoice,
+    Sandbox,
+    choose,
+    examine_machine,
+    open_sandbox,
+    session_variables,
+)
 from py_code_mode.execution.supervisor import Supervisor, to_the_end
-from py_code_mode.execution.worker import Worker
+from py_code_mode.execution.worker import PROTECT_BYTES, Protect, Worker
+from py_code_mode.sandbox.policy import Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from subprocess import Popen
 
+    from py_code_mode.execution.sleepers import Sleeper
+    from py_code_mode.sandbox.egress import EgressRecord
+    from py_code_mode.sandbox.probe import Backend
+
 _GUEST = str(Path(guest.__file__).with_name("__main__.py"))
-_PASSED_ON = (
-    "HOME",
-    "LANG",
-    "LANGUAGE",
-    "LOGNAME",
-    "SSL_CERT_DIR",
-    "SSL_CERT_FILE",
-    "TMPDIR",
-    "TZ",
-    "USER",
-)
+_OF_THE_USER = ("HOME", "LOGNAME", "TMPDIR", "USER")
 _CERTIFICATES = ("SSL_CERT_DIR", "SSL_CERT_FILE")
+
+#: Seconds after which a run's memory is looked at often.
+_LONG_RUN = 0.02
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -67,14 +84,33 @@ class SubprocessConfig(ExecutorConfig):
         python_version: ``"3.13"`` or the path of an interpreter; None means the host's version.
         cache_venv: share one immutable environment between sessions; else a private one is made
             and removed at close.
+        policy: what the guest may do; what cannot be enforced here is an error. None means the
+            defaults of `Policy`, as far as this machine can enforce them.
+        backend: what the sandbox is built from: ``namespaces``, ``bubblewrap``, ``landlock``, or
+            ``none`` for a plain process; ``auto`` is the best of this machine.
+        protect: when a copy of the interpreter is kept for the case that a run has to be killed:
+            ``idle`` in the pauses between runs, ``always`` before each run too, or ``off``.
+        protect_bytes: no copy is kept of an interpreter with more private memory than this, since
+            writing to memory that is shared with a copy costs many times more.
+        pool: sandboxes of this configuration that are kept ready for the next sessions.
+        also_read: shown besides what a policy names where there is a sandbox, such as the folder
+            of a script that is run; without one nothing is missing.
     """
 
     python_version: str | None = None
     cache_venv: bool = True
+    policy: Policy | None = None
+    backend: BackendChoice = "auto"
+    protect: Protect = "idle"
+    protect_bytes: int = PROTECT_BYTES
+    pool: int = 0
+    also_read: tuple[Path, ...] = ()
 
 
-class SubprocessExecutor(Executor):
+class SubprocessExecutor(BranchingExecutor):
     """A worker process per session.
+
+    Forks of a session share its sandbox, which ends with the last of them.
 
     Args:
         config: `SubprocessConfig`; its environment is made at the first start on a machine.
@@ -91,6 +127,14 @@ class SubprocessExecutor(Executor):
             Capability.KILL,
             Capability.DESCRIPTOR_OUTPUT,
             Capability.EXCHANGE,
+            Capability.NETWORK_ISOLATION,
+            Capability.NETWORK_ALLOW_LIST,
+            Capability.FILE_ISOLATION,
+            Capability.MEMORY_LIMIT,
+            Capability.DISK_LIMIT,
+            Capability.SHARED_MEMORY,
+            Capability.CHECKPOINT,
+            Capability.RESTORE,
         }
     )
 
@@ -102,9 +146,14 @@ class SubprocessExecutor(Executor):
         self._worker: Worker | None = None
         self._setup: Setup | None = None
         self._call: Call | None = None
+        self._backend: Backend = "none"
+        self._sandbox: Sandbox | None = None
         self._incarnation = 0
+        self._pid = 0
         self._told_of_death = False
-        self._owes_notice = False
+        self._owed: Fate | None = None
+        self._told_of_refusal: str | None = None
+        self._checkpoints: dict[Checkpoint, Sleeper] = {}
         self._starting: anyio.CancelScope | None = None
         self._started = anyio.Event()
         self._closed = anyio.Event()
@@ -123,6 +172,26 @@ class SubprocessExecutor(Executor):
             raise ExecutorClosed(self.name, self._state)
         return self._environment
 
+    @property
+    def isolation(self) -> str:
+        return self._backend
+
+    @property
+    def network_log(self) -> tuple[EgressRecord, ...]:
+        egress = self._sandbox.egress if self._sandbox is not None else None
+        return egress.records if egress is not None else ()
+
+    @property
+    def overlay(self) -> Path | None:
+        return self._sandbox.packages if self._sandbox is not None else None
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        if self._state != "started":
+            return self.offers
+        unprotected = {Capability.RESTORE} if self.config.protect == "off" else set[str]()
+        return self.offers - MISSING[self._backend] - unprotected
+
     async def start(self, setup: Setup, call: Call) -> frozenset[str]:
         if self._state != "not started":
             raise ExecutorClosed(self.name, self._state)
@@ -136,6 +205,10 @@ class SubprocessExecutor(Executor):
                     python=self.config.python_version, private=not self.config.cache_venv
                 )
                 self._environment = await realise(spec)
+                found = await examine_machine()
+                self._backend = choose(
+                    self.config.backend, self.config.policy, found, self._environment
+                )
                 try:
                     self._worker = await self._new_worker()
                 except (GuestDied, OSError) as error:
@@ -143,6 +216,8 @@ class SubprocessExecutor(Executor):
                         "the worker could not be started", str(error)
                     ) from error
                 self._state = "started"
+                if self._sandbox is not None:
+                    self._sandbox.prepare_next(self.config.pool)
             if self._starting.cancelled_caught:  # by close()
                 raise ExecutorClosed(self.name, "closed")
         finally:
@@ -160,14 +235,121 @@ class SubprocessExecutor(Executor):
         assert self._call is not None
         assert self._supervisor is not None
         self._incarnation += 1
-        worker = Worker(self._incarnation, self._call, self._supervisor)
-        self._connect(worker, self._setup, self.environment)
+        worker = Worker(self._incarnation, self._call, self._supervisor, self._spare)
+        setup, protect = self._setup, "off"
+        if self._backend == "none":
+            self._connect(worker, self._setup, self.environment)
+        else:
+            sandbox = await self._open()
+            await self._enter(worker, sandbox)
+            setup = replace(self._setup, workdir=sandbox.workdir, overlay=sandbox.inside)
+            protect = self.config.protect
         try:
-            await worker.start(self._setup)
+            await worker.start(setup, protect, self.config.protect_bytes)
         except BaseException:
             await to_the_end(worker.kill)
             raise
         return worker
+
+    async def _open(self) -> Sandbox:
+        """The session's sandbox, made anew where it has ended."""
+        assert self._setup is not None
+        if self._sandbox is not None:
+            await self._sandbox.clear()
+            if not self._sandbox.keeper.is_over:
+                return self._sandbox
+            await to_the_end(partial(self._sandbox.leave, self))
+        self._sandbox = None
+        self._sandbox = await open_sandbox(
+            self._backend,
+            self.config.policy or Policy(),
+            self.environment,
+            workdir=None if self._setup.is_workdir_private else self._setup.workdir.resolve(),
+            also_read=self.config.also_read,
+        )
+        self._sandbox.join(self)
+        return self._sandbox
+
+    async def _enter(self, worker: Worker, sandbox: Sandbox) -> None:
+        """Start a worker in the sandbox, which holds everything of it that needs closing."""
+        with ExitStack() as given, ExitStack() as held:
+            waiting, sandbox.waiting = sandbox.waiting, None
+            if waiting is not None:
+                ours, out_read, err_read = waiting.guest, waiting.stdout, waiting.stderr
+                held.callback(ours.close)
+                held.callback(os.close, out_read)
+                held.callback(os.close, err_read)
+            else:
+                ours, theirs = socket.socketpair()
+                held.callback(ours.close)
+                given.callback(theirs.close)
+                out_read, out_write = _pipe(held, given)
+                err_read, err_write = _pipe(held, given)
+                sandbox.keeper.ask_for_worker(theirs.fileno(), out_write, err_write)
+            pid, pidfd = await sandbox.keeper.worker()
+            assert self._supervisor is not None
+            sandbox.open_egress(self._supervisor)
+            self._attach(worker, sandbox, pid, pidfd, ours, out_read, err_read)
+            held.pop_all()
+
+    async def _wake(self, sleeper: Sleeper, *, keep: bool = True, protects: bool = False) -> Worker:
+        """Make a sleeping copy a worker, or with `keep` a copy of it.
+
+        With `protects` it becomes that worker's own sleeper, should it be ended.
+
+        Raises:
+            GuestDied: it does not wake.
+        """
+        assert self._sandbox is not None
+        assert self._call is not None
+        assert self._supervisor is not None
+        self._incarnation += 1
+        worker = Worker(self._incarnation, self._call, self._supervisor, self._spare)
+        with ExitStack() as given, ExitStack() as held:
+            ours, theirs = socket.socketpair()
+            held.callback(ours.close)
+            given.callback(theirs.close)
+            out_read, out_write = _pipe(held, given)
+            err_read, err_write = _pipe(held, given)
+            fds = (theirs.fileno(), out_write, err_write)
+            self._spare()  # a limit ends it like any worker from now on
+            pid = await sleeper.wake(self._incarnation, fds, keep=keep, protects=protects)
+            pidfd = await self._sandbox.keeper.adopt(pid)
+            self._attach(worker, self._sandbox, pid, pidfd, ours, out_read, err_read)
+            held.pop_all()
+        try:
+            await worker.awake(sleeper.run)
+        except BaseException:
+            await to_the_end(worker.kill)
+            raise
+        if protects:
+            worker.sleeper = sleeper
+        return worker
+
+    def _attach(
+        self,
+        worker: Worker,
+        sandbox: Sandbox,
+        pid: int,
+        pidfd: int,
+        guest: socket.socket,
+        stdout: int,
+        stderr: int,
+    ) -> None:
+        """Hand everything of a worker that needs closing to it."""
+
+        def attach() -> None:
+            process = sandbox.keeper.attach(pid, pidfd, worker.on_exit)
+            channel = Channel(guest, worker.on_frame, worker.on_channel_end)
+            pipes = (
+                OutputPipe(stdout, partial(worker.on_output, "stdout")),
+                OutputPipe(stderr, partial(worker.on_output, "stderr")),
+            )
+            worker.attach(channel, pipes, process)
+
+        # in an empty context: callbacks must not keep one caller's context variables alive
+        Context().run(attach)
+        self._pid = pid
 
     def _connect(self, worker: Worker, setup: Setup, environment: Environment) -> None:
         """Start the process and hand everything that needs closing to the worker."""
@@ -179,7 +361,14 @@ class SubprocessExecutor(Executor):
             err_read, err_write = _pipe(held, given)
             lifeline, ours_alive = _pipe(given, held)
             child = spawn(
-                [str(environment.python), "-I", _GUEST, str(theirs.fileno()), str(lifeline)],
+                [
+                    str(environment.python),
+                    "-I",
+                    _GUEST,
+                    "loop",
+                    str(theirs.fileno()),
+                    str(lifeline),
+                ],
                 workdir=setup.workdir,
                 environment=_environment_variables(environment),
                 stdout=out_write,
@@ -206,47 +395,196 @@ class SubprocessExecutor(Executor):
     async def run(self, request: RunRequest, on_event: OnEvent | None = None) -> RunOutcome:
         worker = self._live()
         if worker.death is not None:
-            self._owes_notice |= not self._told_of_death
             worker = await self._replace(worker)
         self._told_of_death = False
+        watch = self._watch_closely()
+        fate = self._owed or KEPT
+
+        async def settle() -> None:
+            nonlocal fate
+            fate = await self._settle(worker)
+            self._told_of_death = True
+
         try:
-            outcome = await worker.run(request, on_event)
+            ended = await worker.run(request, on_event)
         finally:
-            # a loss that no outcome has told of yet is not forgotten by a cancelled run
-            is_lost = worker.death is not None or self._owes_notice
-            self.state = "lost" if is_lost else "kept"
+            watch()
             if worker.death is not None:
-                self._told_of_death = True
-                await to_the_end(worker.kill)
-        if self._owes_notice:
-            self._owes_notice = False
-            if worker.death is None:
-                note = (
-                    "the worker had ended since the previous run: this run began without variables"
-                )
-                outcome = replace(outcome, state="lost", notes=(note, *outcome.notes))
-        return outcome
+                await to_the_end(settle)
+            # what no outcome has told of yet is not forgotten by a cancelled run
+            self.state = fate.state
+        self._owed = None
+        if ended.was_stopped and worker.death is None and self._sandbox is not None:
+            self._sandbox.keeper.end_forks(ended.duration)
+        if worker.refusal != self._told_of_refusal and worker.death is None:
+            self._told_of_refusal = worker.refusal
+            if worker.refusal is not None:
+                fate = replace(fate, notes=(*fate.notes, f"not protected: {worker.refusal}"))
+        return ended.outcome(fate)
+
+    def _watch_closely(self) -> Callable[[], None]:
+        """Have memory looked at often if the run takes long; gives what ends that."""
+        if self._sandbox is None:
+            return lambda: None
+        keeper = self._sandbox.keeper
+        timer = asyncio.get_running_loop().call_later(_LONG_RUN, keeper.pace, True)
+
+        def end() -> None:
+            timer.cancel()
+            if timer.when() <= asyncio.get_running_loop().time():
+                keeper.pace(False)
+
+        return end
 
     async def _replace(self, worker: Worker) -> Worker:
+        """Another worker for one that has died: its copy, else one without variables."""
+        fate = await self._settle(worker)
+        if not self._told_of_death:
+            note = f"the worker had ended since the previous run: {fate.text}"
+            self._owed = replace(fate, notes=(note, *fate.notes))
+            self._told_of_death = True
+        if fate.state == "restored":
+            return self._live()
+        try:
+            return await self._install(self._new_worker)
+        except (GuestDied, OSError) as error:
+            raise EnvironmentFailed("a new worker could not be started", str(error)) from error
+
+    async def _settle(self, worker: Worker) -> Fate:
+        """Put the copy of a worker that has died in its place; what becomes of the variables."""
         await worker.kill()
+        sandbox, sleeper = self._sandbox, worker.sleeper
+        refusal = worker.refusal
+        if sleeper is None or sandbox is None:
+            return replace(LOST, notes=(f"no copy could be kept: {refusal}",) if refusal else ())
+        # what the dead worker had started must not go on beside its copy
+        await sandbox.clear()
+        worker.take_sleeper()
+        try:
+            try:
+                await self._install(partial(self._wake, sleeper, protects=True))
+            except GuestDied:
+                # there may be room for one process only
+                await self._install(partial(self._wake, sleeper, keep=False))
+        except (GuestDied, OSError) as error:
+            sleeper.close()
+            return replace(LOST, notes=(f"their copy is lost too: {error}",))
+        except BaseException as error:
+            sleeper.close()
+            if isinstance(error, ExecutorClosed):
+                return LOST
+            raise
+        why = (f"no newer copy could be kept: {refusal}",) if refusal else ()
+        return Fate(state="restored", restored_to=sleeper.run, notes=why)
+
+    async def _install(self, make: Callable[[], Awaitable[Worker]]) -> Worker:
+        """Have a new worker in the place of the one there is."""
         if self._state != "started":  # close() came meanwhile
             raise ExecutorClosed(self.name, self._state)
         self._started = anyio.Event()
         try:
             # close() cancels this, as it does a start: the new worker would be nobody's
             with anyio.CancelScope() as self._starting:
-                worker = self._worker = await self._new_worker()
+                self._worker = await make()
             if self._starting.cancelled_caught:
                 raise ExecutorClosed(self.name, "closed")
-        except (GuestDied, OSError) as error:
-            raise EnvironmentFailed("a new worker could not be started", str(error)) from error
         finally:
             self._starting = None
             self._started.set()
-        return worker
+        self._spare()
+        return self._live()
+
+    # -- copies
+
+    def awake(self) -> Iterable[int]:
+        """The pid of the worker, inside; for the sandbox."""
+        worker = self._worker
+        return (self._pid,) if worker is not None and worker.death is None else ()
+
+    def asleep(self) -> Iterable[int]:
+        """The pids of the sleeping copies, inside; for the sandbox."""
+        worker = self._worker
+        idle = (worker.sleeper,) if worker is not None and worker.sleeper is not None else ()
+        return [sleeper.pid for sleeper in (*idle, *self._checkpoints.values())]
+
+    def _spare(self) -> None:
+        if self._sandbox is not None:
+            self._sandbox.spare()
+
+    async def checkpoint(self) -> Checkpoint:
+        assert self._setup is not None
+        sleeper = await self._copy()
+        checkpoint = Checkpoint(self._setup.session_id, sleeper.run, self._release)
+        self._checkpoints[checkpoint] = sleeper
+        self._spare()
+        return checkpoint
+
+    async def _copy(self) -> Sleeper:
+        assert self._setup is not None
+        self.require(Capability.CHECKPOINT)
+        worker = self._live()
+        if worker.death is not None:
+            worker = await self._replace(worker)
+        copy = await worker.checkpoint()
+        if isinstance(copy, str):
+            raise CheckpointRefused(self._setup.session_id, copy)
+        return copy
+
+    def _release(self, checkpoint: Checkpoint) -> None:
+        self._checkpoints.pop(checkpoint).close()
+
+    async def rollback(self, checkpoint: Checkpoint) -> None:
+        assert self._setup is not None
+        self.require(Capability.CHECKPOINT)
+        worker = self._live()
+        if checkpoint.session_id != self._setup.session_id:
+            raise ForeignCheckpoint(self._setup.session_id, checkpoint.session_id)
+        sleeper = self._checkpoints.get(checkpoint)
+        if sleeper is None:
+            raise CheckpointClosed(checkpoint.run_id)
+        try:
+            await self._install(partial(self._wake, sleeper))
+        except GuestDied as error:
+            checkpoint.close()
+            raise CheckpointClosed(checkpoint.run_id) from error
+
+        async def end() -> None:
+            worker.forget_sleeper()
+            await worker.kill()
+            if self._sandbox is not None:
+                await self._sandbox.clear()
+
+        await to_the_end(end)
+        self._owed = None
+
+    async def fork(self, session_id: str, call: Call) -> SubprocessExecutor:
+        assert self._setup is not None
+        assert self._sandbox is not None
+        other = SubprocessExecutor(self._config)
+        sleeper = await self._copy()
+        other._state = "started"
+        other._environment = self._environment
+        other._backend = self._backend
+        other._setup = replace(self._setup, session_id=session_id)
+        other._call = call
+        other._supervisor = Supervisor.acquire()
+        other._sandbox = self._sandbox
+        other._sandbox.join(other)
+        try:
+            other._worker = await other._wake(sleeper, keep=False)
+        except BaseException:
+            await to_the_end(other.close)
+            raise
+        other._spare()
+        return other
+
+    # -- between runs
 
     async def exchange(self, message: Exchange) -> object:
-        return await self._live().exchange(message)
+        worker = self._live()
+        if worker.death is not None and worker.sleeper is not None:
+            worker = await self._replace(worker)
+        return await worker.exchange(message)
 
     async def interrupt(self) -> bool:
         return self._live().stop("interrupted")
@@ -254,6 +592,7 @@ class SubprocessExecutor(Executor):
     async def reset(self) -> None:
         worker = self._live()
         if worker.death is not None:
+            worker.forget_sleeper()
             await self._replace(worker)
         else:
             await worker.reset()
@@ -285,9 +624,14 @@ class SubprocessExecutor(Executor):
             self._closed.set()
 
     async def _free(self) -> None:
+        for checkpoint in tuple(self._checkpoints):
+            checkpoint.close()
         worker, self._worker = self._worker, None
         if worker is not None:
             await worker.close()
+        sandbox, self._sandbox = self._sandbox, None
+        if sandbox is not None:
+            await sandbox.leave(self)
         try:
             environment = self._environment
             if environment is not None and environment.is_private:
@@ -312,19 +656,10 @@ def _end(child: Popen[bytes]) -> None:
 
 
 def _environment_variables(environment: Environment) -> dict[str, str]:
-    """What the guest sees of the host's environment: nothing that may hold a secret."""
-    passed = {name: os.environ[name] for name in _PASSED_ON + _CERTIFICATES if name in os.environ}
-    passed.update({name: value for name, value in os.environ.items() if name.startswith("LC_")})
-    passed.update(_proxies(os.environ))
-    passed.setdefault("LANG", "C.UTF-8")
-    binaries = str(environment.python.parent)
+    """What a plain guest sees of the host's environment: nothing that may hold a secret."""
+    passed = {name: os.environ[name] for name in _OF_THE_USER + _CERTIFICATES if name in os.environ}
     path = os.environ.get("PATH", os.defpath)
-    return {
-        **passed,
-        "PATH": f"{binaries}{os.pathsep}{path}",
-        "MPLBACKEND": "Agg",
-        "VIRTUAL_ENV": str(Path(binaries).parent),
-    }
+    return {**passed, **_proxies(os.environ), **session_variables(environment, path)}
 
 
 def _proxies(variables: Mapping[str, str]) -> dict[str, str]:

@@ -7,9 +7,10 @@ here. A cancelled caller can neither leak the process nor hang on it.
 from __future__ import annotations
 
 import asyncio
+import signal
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeAlias, cast
 
 import anyio
 import msgspec
@@ -30,6 +31,7 @@ from py_code_mode.execution.activity import (
     MAX_OPEN_CALL_BYTES,
     MAX_OPEN_CALLS,
     Activity,
+    Fate,
     StopReason,
     Stream,
     between_runs,
@@ -46,13 +48,14 @@ from py_code_mode.execution.executor import (
     Setup,
 )
 from py_code_mode.execution.process import describe_exit
+from py_code_mode.execution.sleepers import Sleeper
 from py_code_mode.guest.errors import GUEST_ERRORS, from_facts, to_facts
 from py_code_mode.guest.values import LIBRARIES
 from py_code_mode.guest.wire import Frame, WireError
-from py_code_mode.results import Called, Display, Failure, Handle, Late, Snapshot, shorten
+from py_code_mode.results import Called, Display, Failure, Handle, Late, Limit, Snapshot, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from py_code_mode.execution.channel import Channel
     from py_code_mode.execution.output import OutputPipe
@@ -64,19 +67,42 @@ START_TIMEOUT = 60.0
 #: An exchange runs no user code to speak of.
 EXCHANGE_TIMEOUT = 60.0
 #: From the end of the socket to the exit of the process.
-HANG_UP_TIMEOUT = 0.2
+HANG_UP_TIMEOUT = 1.0
 #: From the request to close to the end of the interpreter's own clean-up.
 CLOSE_TIMEOUT = 2.0
 #: Bytes of a reply that need not wait for its turn.
 SMALL_REPLY = 4 << 10
 #: Bytes of an error that a call gives back.
 MAX_ERROR = 1 << 20
+#: Characters of the reason why there is no copy.
+MAX_REFUSAL = 500
 #: From SIGKILL to the exit of a process; only a broken kernel takes longer.
 KILL_TIMEOUT = 10.0
 
 
+#: When a copy of the guest is kept without being asked for: in the pauses between runs, before each
+#: run too, or never.
+Protect: TypeAlias = Literal["idle", "always", "off"]
+#: Bytes of private memory above which there is no such copy.
+PROTECT_BYTES = 256 << 20
+
+#: Signals by which the kernel ends a process at a limit.
+_LIMITS: dict[int, Limit] = {-int(signal.SIGXCPU): "cpu", -int(signal.SIGXFSZ): "file_size"}
+_LIMIT_TEXTS: dict[Limit, str] = {
+    "memory": "it held more memory than the policy allows",
+    "cpu": "it used more processor time than the policy allows",
+    "processes": "it started more processes than the policy allows",
+    "disk": "it wrote more than the policy allows",
+    "file_size": "it wrote a larger file than the policy allows",
+    "open_files": "it opened more files than the policy allows",
+}
+
+
 class Process(Protocol):
-    """What a worker needs of its process."""
+    """What a worker needs of its process.
+
+    A process in a sandbox is one incarnation of its guest: to kill it is not to end the sandbox.
+    """
 
     status: int | None
 
@@ -89,13 +115,35 @@ class Worker:
     """One incarnation of a guest.
 
     Made by its executor, which connects `channel`, `pipes` and `process` to it (`attach`) before it
-    calls `start`.
+    calls `start`, or `awake` for a copy that was woken.
+
+    Args:
+        incarnation: which it is, counted from 1 within a session.
+        call: carries out what the guest asks of the host.
+        supervisor: owns what it does in the background.
+        on_asleep: called when there is another `sleeper` than before.
     """
 
-    def __init__(self, incarnation: int, call: Call, supervisor: Supervisor) -> None:
+    def __init__(
+        self,
+        incarnation: int,
+        call: Call,
+        supervisor: Supervisor,
+        on_asleep: Callable[[], None] = lambda: None,
+    ) -> None:
         self.incarnation = incarnation
         #: why there is no guest any more; None while it lives
         self.death: str | None = None
+        #: the limit that was the reason of it
+        self.limit: Limit | None = None
+        #: the newest copy of the guest, to go on with should it die
+        self.sleeper: Sleeper | None = None
+        #: why there is no newer one
+        self.refusal: str | None = None
+        #: the newest run whose effects the guest has; 0 for none
+        self.last_run = 0
+        self._on_asleep = on_asleep
+        self._asked: dict[int, asyncio.Future[Sleeper | str]] = {}
         self._call = call
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
@@ -108,6 +156,7 @@ class Worker:
         self._next_exchange = 0
         self._replying = anyio.Lock(fast_acquire=True)
         self._closing = False
+        self._resetting = False
 
     def attach(self, channel: Channel, pipes: Sequence[OutputPipe], process: Process) -> None:
         """Connect the guest; all of it is closed by the worker from now on."""
@@ -136,6 +185,8 @@ class Worker:
             raise ProtocolViolation(str(error)) from error
         if message.inc != self.incarnation and not isinstance(message, messages.Ready):
             return
+        if frame.fds and not isinstance(message, messages.Asleep):
+            raise ProtocolViolation("a descriptor that nobody asked for")
         match message:
             case messages.Done():
                 activity = self._activity
@@ -155,6 +206,33 @@ class Worker:
                     answer.set_result((message, frame.segments))
             case messages.Ready():
                 self._ready.set()
+            case messages.Asleep():
+                self._take_sleeper(message, frame)
+
+    def _take_sleeper(self, message: messages.Asleep, frame: Frame) -> None:
+        asked = self._asked.pop(message.id, None) if message.id is not None else None
+        if message.refused is not None:
+            refusal = shorten(message.refused, MAX_REFUSAL)
+            if message.id is None:
+                self.refusal = refusal
+            elif asked is not None and not asked.done():
+                asked.set_result(refusal)
+            return
+        if not frame.fds or message.pid is None or message.pid <= 1:
+            raise ProtocolViolation("a sleeper without its socket or its pid")
+        if not 0 <= message.run <= self.last_run:
+            raise ProtocolViolation(f"a sleeper of run {message.run}, which there was not")
+        is_unwanted = self._resetting if message.id is None else asked is None or asked.done()
+        if self._closing or is_unwanted:
+            return  # nobody wants it any more: it ends when the frame is closed
+        sleeper = Sleeper(frame.fds.pop(), message.pid, message.run)
+        if asked is not None:
+            asked.set_result(sleeper)
+            return
+        before, self.sleeper, self.refusal = self.sleeper, sleeper, None
+        if before is not None:
+            before.close()
+        self._on_asleep()
 
     def _on_display(self, message: messages.DisplayMessage, frame: Frame) -> None:
         try:
@@ -257,8 +335,13 @@ class Worker:
             self._violation = "it closed its connection to the host"
             self._process.kill()
 
-    def on_exit(self, status: int) -> None:
-        """The process has exited."""
+    def on_exit(self, status: int, limit: Limit | None = None) -> None:
+        """The process has exited.
+
+        Args:
+            status: its exit code, or the negative number of the signal that ended it.
+            limit: that for which it was ended, where that is known.
+        """
         if self._violation is None:
             self._channel.read_available()  # the last frames may still be in the socket
         self._drain_pipes()
@@ -268,13 +351,20 @@ class Worker:
         if self._violation is not None:
             self.death = f"was ended: {self._violation}"
         else:
+            self.limit = limit or _LIMITS.get(status)
             self.death = describe_exit(status)
+            if self.limit is not None:
+                self.death = f"was ended: {_LIMIT_TEXTS[self.limit]}"
         if self._activity is not None:
             self._activity.finish()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(GuestDied(self.death))
         self._answers.clear()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(GuestDied(self.death))
+        self._asked.clear()
         self._ready.set()
 
     def _drain_pipes(self) -> None:
@@ -283,8 +373,16 @@ class Worker:
 
     # -- what the executor asks for
 
-    async def start(self, setup: Setup) -> None:
+    async def start(
+        self, setup: Setup, protect: Protect = "off", protect_bytes: int = PROTECT_BYTES
+    ) -> None:
         """Set the guest up.
+
+        Args:
+            setup: what it needs.
+            protect: when it makes a copy without being asked; only where its process has somebody
+                else for a parent than us.
+            protect_bytes: private memory above which it makes none.
 
         Raises:
             GuestDied: it ended, or said nothing in time.
@@ -295,8 +393,25 @@ class Worker:
             "namespaces": setup.namespaces,
             "overlay": str(setup.overlay) if setup.overlay else None,
             "accepts": _held_libraries(),
+            "protect": protect,
+            "protect_bytes": protect_bytes,
         }
         self._channel.send(messages.encode(header))
+        await self._until_ready()
+
+    async def awake(self, run: int) -> None:
+        """Wait until a copy that was woken says so.
+
+        Args:
+            run: the newest one whose effects it has.
+
+        Raises:
+            GuestDied: it ended, or said nothing in time.
+        """
+        self.last_run = run
+        await self._until_ready()
+
+    async def _until_ready(self) -> None:
         with anyio.move_on_after(START_TIMEOUT):
             await self._ready.wait()
         if self.death is not None:
@@ -305,8 +420,11 @@ class Worker:
         if not self._ready.is_set():
             raise GuestDied(f"said nothing for {START_TIMEOUT:g} s while it started")
 
-    async def run(self, request: RunRequest, on_event: OnEvent | None) -> RunOutcome:
-        """Evaluate one cell; see `Executor.run`."""
+    async def run(self, request: RunRequest, on_event: OnEvent | None) -> EndedRun:
+        """Evaluate one cell; see `Executor.run`.
+
+        Where the guest has died the executor decides what becomes of the variables.
+        """
         self._drain_pipes()
         late, self._late = self._late.as_late(), between_runs()
         activity = self._activity = Activity(
@@ -317,6 +435,7 @@ class Worker:
             end=self._process.kill,
         )
         self._done = None
+        self.last_run = request.run_id
         header = {"t": "run", "run": request.run_id, "code": request.code}
         try:
             self._channel.send(_encode_text(header))
@@ -328,14 +447,20 @@ class Worker:
                     await self._process.wait()
         finally:
             self._activity = None
-        return self._outcome(activity, late, notes)
+        done, self._done = self._done, None
+        return self._end_run(activity, late, notes, done)
 
-    def _outcome(self, activity: Activity, late: Late, notes: list[str]) -> RunOutcome:
+    def _end_run(
+        self,
+        activity: Activity,
+        late: Late,
+        notes: list[str],
+        ended: tuple[messages.Done, Sequence[Any]] | None,
+    ) -> EndedRun:
         value: object = None
         failure: Failure | None = None
-        if self._done is not None:
-            done, segments = self._done
-            self._done = None
+        if ended is not None:
+            done, segments = ended
             notes = [*(note[:1000] for note in done.notes[:20]), *notes]
             try:
                 value = _value(done, segments)
@@ -351,28 +476,9 @@ class Worker:
                     traceback=done.failure.traceback,
                     lineno=done.failure.lineno,
                 )
-        lost = self.death is not None
-        if activity.stop_reason is not None:
-            failure = stopped_failure(activity, failure, lost=lost)
-            value = None
-        elif lost:
-            failure = Failure(
-                type="GuestDied", message=str(GuestDied(self.death or "")), cause="death"
-            )
-            value = None
         if activity.gathered.left_out:
             notes.append(f"{activity.gathered.left_out} display(s) left out: too large in all")
-        return RunOutcome(
-            value=value,
-            failure=failure,
-            stdout=activity.gathered.text("stdout"),
-            stderr=activity.gathered.text("stderr"),
-            displays=tuple(activity.gathered.displays),
-            state="lost" if lost else "kept",
-            duration=activity.duration,
-            late=late,
-            notes=tuple(notes),
-        )
+        return EndedRun(self, activity, late, notes, value, failure)
 
     def stop(self, reason: StopReason) -> bool:
         """Make the run that is going on stop; False where there is none."""
@@ -403,7 +509,44 @@ class Worker:
 
     async def reset(self) -> None:
         """Forget the user's variables."""
-        await self._ask({"t": "reset"})
+        self.forget_sleeper()
+        self._resetting = True  # a copy that was on its way has what is to be forgotten
+        try:
+            await self._ask({"t": "reset"})
+        finally:
+            self._resetting = False
+
+    async def checkpoint(self) -> Sleeper | str:
+        """Have the guest make a copy; gives it, the caller's, or why there can be none."""
+        if self.death is not None:
+            raise GuestDied(self.death)
+        self._next_exchange += 1
+        identity = self._next_exchange
+        asked = self._asked[identity] = self._loop.create_future()
+        try:
+            self._channel.send(messages.encode({"t": "checkpoint", "id": identity}))
+            with anyio.move_on_after(EXCHANGE_TIMEOUT):
+                return await asked
+        except BaseException:
+            if asked.done() and not asked.cancelled() and not asked.exception():
+                copy = asked.result()
+                if isinstance(copy, Sleeper):
+                    copy.close()
+            raise
+        finally:
+            self._asked.pop(identity, None)
+        return await self._give_up()
+
+    def forget_sleeper(self) -> None:
+        """Let go of the copy: there is no way back behind what comes now."""
+        sleeper = self.take_sleeper()
+        if sleeper is not None:
+            sleeper.close()
+
+    def take_sleeper(self) -> Sleeper | None:
+        """The copy to go on with, which is the caller's from now on."""
+        sleeper, self.sleeper = self.sleeper, None
+        return sleeper
 
     async def _ask(self, header: dict[str, Any], segments: Sequence[Any] = ()) -> object:
         if self.death is not None:
@@ -418,14 +561,18 @@ class Worker:
                 return _answer(answer, received, str(header.get("name")))
         finally:
             self._answers.pop(identity, None)
-        # user code (a __del__, a __hash__) hangs in it: there is no way to go on
+        return await self._give_up()
+
+    async def _give_up(self) -> NoReturn:
+        """End a guest that does not answer: user code (a __del__, a __hash__) hangs in it."""
         self.on_channel_end(f"it did not answer for {EXCHANGE_TIMEOUT:g} s")
         await self.kill()
         raise GuestDied(self.death or "did not answer")
 
     async def close(self) -> None:
-        """End the guest; bounded whatever it does."""
+        """End the guest and its `sleeper`; bounded whatever it does."""
         self._closing = True
+        self.forget_sleeper()
         with anyio.CancelScope(shield=True):
             if self.is_running:
                 self.stop("closed")
@@ -442,13 +589,72 @@ class Worker:
             await self.kill()
 
     async def kill(self) -> None:
-        """End the guest at once, and wait until it is reaped."""
+        """End the guest at once, and wait until it is reaped; its `sleeper` is left."""
         self._closing = True
         with anyio.CancelScope(shield=True):
             if self._process.status is None:
                 self._process.kill()
                 with anyio.move_on_after(KILL_TIMEOUT):
                     await self._process.wait()
+
+
+class EndedRun:
+    """A run that is over, while it is not known yet what became of the variables."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        activity: Activity,
+        late: Late,
+        notes: list[str],
+        value: object,
+        failure: Failure | None,
+    ) -> None:
+        self._worker = worker
+        self._activity = activity
+        self._late = late
+        self._notes = notes
+        self._value = value
+        self._failure = failure
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether it did not end by itself."""
+        return self._activity.stop_reason is not None
+
+    @property
+    def duration(self) -> float:
+        """Seconds from its start to its end."""
+        return self._activity.duration
+
+    def outcome(self, fate: Fate) -> RunOutcome:
+        """What the run gave."""
+        activity, value, failure = self._activity, self._value, self._failure
+        death, limit = self._worker.death, self._worker.limit
+        if activity.stop_reason is not None:
+            failure = stopped_failure(activity, failure, fate)
+            value = None
+        elif death is not None:
+            told = GuestDied(death) if fate.state == "lost" else GuestDied(death, fate.text)
+            failure = Failure(
+                type="GuestDied",
+                message=str(told),
+                cause="limit" if limit is not None else "death",
+                limit=limit,
+            )
+            value = None
+        return RunOutcome(
+            value=value,
+            failure=failure,
+            stdout=activity.gathered.text("stdout"),
+            stderr=activity.gathered.text("stderr"),
+            displays=tuple(activity.gathered.displays),
+            state=fate.state,
+            restored_to=fate.restored_to,
+            duration=activity.duration,
+            late=self._late,
+            notes=(*self._notes, *fate.notes),
+        )
 
 
 def _short(fact: object) -> object:

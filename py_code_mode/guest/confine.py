@@ -58,7 +58,7 @@ _GAPS = {
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _RULE_PATH_BENEATH, _VERSION = 1, 1
 _SET_MODE_FILTER = 1
-_CAPBSET_READ, _CAPBSET_DROP, _SET_DUMPABLE, _GET_SECCOMP = 23, 24, 4, 21
+_CAPBSET_DROP, _SET_DUMPABLE, _GET_SECCOMP = 24, 4, 21
 _SET_NO_NEW_PRIVS, _GET_NO_NEW_PRIVS, _CAP_AMBIENT, _CLEAR_ALL = 38, 39, 47, 4
 _CAPABILITY_VERSION = 0x20080522
 _CLONE_THREAD = 0x10000
@@ -166,7 +166,17 @@ def confine(plan: Confinement) -> Confined:
             "landlock", f"ABI {plan.landlock_abi} is wanted, this kernel has {abi or 'none'}"
         )
     kernel.restrict_files(plan, abi)
-    program = seccomp.compile_filter(
+    kernel.filter_calls(machine, _compile(machine, plan, abi))
+    return Confined(abi, machine)
+
+
+def prepare(plan: Confinement) -> None:
+    """Compile what `confine` needs, in a process whose copies will be confined by this plan."""
+    _compile(find_machine(), plan, Kernel().landlock_abi())
+
+
+def _compile(machine: str, plan: Confinement, abi: int) -> bytes:
+    return seccomp.compile_filter(
         machine,
         inet=plan.inet,
         unix_sockets=plan.private_files or abi >= _UNIX_SOCKETS_ABI,
@@ -174,8 +184,6 @@ def confine(plan: Confinement) -> Confined:
         private_processes=plan.private_processes,
         private_ipc=plan.private_ipc,
     )
-    kernel.filter_calls(machine, program)
-    return Confined(abi, machine)
 
 
 def rights(abi: int, inet: bool) -> tuple[int, int, int]:
@@ -288,12 +296,9 @@ class Kernel:
 
     def empty_bounding_set(self) -> None:
         for capability in range(_MOST_CAPABILITIES):
-            held = self._ask(self._libc.prctl, _CAPBSET_READ, capability, 0, 0, 0)
-            if held == -errno.EINVAL:
-                break  # the kernel's last capability was the one before
-            if held != 1:
-                continue
             dropped = self._ask(self._libc.prctl, _CAPBSET_DROP, capability, 0, 0, 0)
+            if dropped == -errno.EINVAL:
+                break  # the kernel's last capability was the one before
             if dropped == -errno.EPERM:
                 # Only CAP_SETPCAP may. Who has none has none of the others to lose, or loses them
                 # in drop_capabilities; with no_new_privs nothing brings them back.

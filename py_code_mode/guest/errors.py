@@ -153,6 +153,18 @@ class InvalidWorkflow(WorkflowError, ValueError):
         self.name, self.reason = name, reason
 
 
+class WorkflowNotApproved(WorkflowError, PermissionError):
+    """Sandboxed code wrote the workflow, and this session's isolation is weaker than its was."""
+
+    def __init__(self, name: str, origin: str, isolation: str) -> None:
+        super().__init__(
+            f"workflow {name!r} was written by sandboxed code ({origin}), and this session's "
+            f"isolation is weaker ({isolation}): its owner has to read it (py-code-mode workflows "
+            f"show {name}) and approve it (py-code-mode workflows approve {name}) first"
+        )
+        self.name, self.origin, self.isolation = name, origin, isolation
+
+
 class WorkflowTooDeep(WorkflowError, RecursionError):
     """Workflows invoked one another more deeply than the limit."""
 
@@ -202,6 +214,19 @@ class RuntimeDepsDisabled(DependencyError, PermissionError):
             "list the package in requirements.txt and sync, or ask the session's owner"
         )
         self.action = action
+
+
+class DependencyNotAllowed(DependencyError, PermissionError):
+    """`deps.add` is refused: the workspace lists what code may add, and this is not on the list."""
+
+    def __init__(self, package: str, allowed: list[str]) -> None:
+        known = ", ".join(allowed[:20]) or "nothing"
+        super().__init__(
+            f"deps.add is refused for {package!r}: code of this workspace may add {known}"
+            f"{', …' if len(allowed) > 20 else ''}. The workspace's owner can add the entry "
+            f"{package} to `deps.allow` in config.yaml"
+        )
+        self.package, self.allowed = package, allowed
 
 
 def _tree(root: type) -> dict[str, type]:

@@ -10,6 +10,7 @@ import os
 import sys
 
 from . import displays, errors, proxies, snapshot, values, wire
+from .branch import Branches
 from .evaluate import Interpreter
 from .port import HostGone, Interrupts, Port
 from .streams import Streams
@@ -35,6 +36,7 @@ class Worker:
         self._interrupts = Interrupts()
         self._port = Port(fd, self._interrupts)
         self._held: dict[str, object] = {}
+        self._branches = Branches(self._port, self._streams, lambda: self._interpreter.globals)
         self._shown = 0
         self._overlay: str | None = None
         self._overlay_seen = 0
@@ -43,13 +45,22 @@ class Worker:
         header, _ = self._port.next_request()
         self._setup(header)
         while True:
+            # a copy of this process that is woken goes on from here, without what was asked of it
+            self._branches.rest()
             header, segments = self._port.next_request()
-            if header["t"] == "run":
-                self._run(header)
-            elif header["t"] == "close":
+            kind = header["t"]
+            if kind == "run":
+                if not self._branches.before_run():
+                    self._run(header)
+                    self._branches.changed(header["run"])
+            elif kind == "close":
                 return
+            elif kind == "checkpoint":
+                self._branches.make(header["id"])
             else:
                 self._exchange(header, segments)
+                if kind in ("bind", "reset"):
+                    self._branches.changed(0 if kind == "reset" else None)
 
     def _setup(self, header: dict[str, Any]) -> None:
         self._port.incarnation = header["inc"]
@@ -61,7 +72,8 @@ class Worker:
         reserved = proxies.build(self._port, header["namespaces"], self._load_workflow)
         self._interpreter = Interpreter("__main__", {**reserved, "display": self._display})
         displays.hook_pyplot(lambda: self._show)
-        self._port.send({"t": "ready", "pid": os.getpid(), "python": list(sys.version_info[:3])})
+        self._branches.set_up(header["protect"], header["protect_bytes"])
+        self._port.send_ready()
 
     def _load_workflow(self, name: str, source: str) -> Callable[..., object]:
         return self._interpreter.load_workflow(name, source)
@@ -222,11 +234,16 @@ def _die_with(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
 
 
-def main(fd: int, lifeline: int) -> None:
+def main(fd: int, lifeline: int = -1) -> None:
     """Serve the session at the other end of the socket `fd` until it closes."""
     sys.argv = [""]
-    if sys.platform == "linux":
+    if lifeline >= 0 and sys.platform == "linux":
         _die_with(lifeline)
+    serve(fd)
+
+
+def serve(fd: int) -> None:
+    """The same in a process that somebody else looks after."""
     try:
         Worker(fd).serve()
     except HostGone:

@@ -10,6 +10,7 @@ import _socket
 import json
 import os
 import select
+import sys
 import threading
 
 from . import errors, values, wire
@@ -86,10 +87,20 @@ class Port:
     """The worker's end of the socket."""
 
     def __init__(self, fd: int, interrupts: Interrupts) -> None:
+        self._interrupts = interrupts
+        self._next_id = 0
+        self.run_id = 0
+        #: libraries whose values the host can hold
+        self.accepts: frozenset[str] = frozenset()
+        self.reconnect(fd, 0)
+
+    def reconnect(self, fd: int, incarnation: int) -> None:
+        """Speak over another socket, as another incarnation; between runs, of one thread."""
         self._socket = _socket.socket(fileno=fd)
         self._socket.setblocking(True)
+        status = os.fstat(fd)
+        self.identity = status.st_dev, status.st_ino
         self._pid = os.getpid()
-        self._interrupts = interrupts
         self._reader = wire.FrameReader()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
@@ -99,11 +110,11 @@ class Port:
         self._send_lock = threading.Lock()
         self._requests: list[tuple[dict[str, Any], list[wire.Buffer]]] = []
         self._replies: dict[int, Any] = {}
-        self._next_id = 0
-        self.incarnation = 0
-        self.run_id = 0
-        #: libraries whose values the host can hold
-        self.accepts: frozenset[str] = frozenset()
+        self.incarnation = incarnation
+
+    def close(self) -> None:
+        """Let go of the socket; for a copy of the process that is to sleep."""
+        self._socket.close()
 
     @property
     def is_ours(self) -> bool:
@@ -112,8 +123,23 @@ class Port:
 
     # -- sending
 
-    def send(self, header: dict[str, Any], segments: Sequence[wire.Buffer] = ()) -> None:
-        """Send one frame whole; blocks while the host does not read."""
+    def send_ready(self) -> None:
+        """Tell the host that it may send requests."""
+        self.send({"t": "ready", "pid": os.getpid(), "python": list(sys.version_info[:3])})
+
+    def send(
+        self,
+        header: dict[str, Any],
+        segments: Sequence[wire.Buffer] = (),
+        passing: Sequence[int] = (),
+    ) -> None:
+        """Send one frame whole; blocks while the host does not read.
+
+        Args:
+            header: of JSON values.
+            segments: what the header's value refers to.
+            passing: descriptors to pass; they stay the caller's.
+        """
         if not self.is_ours:
             raise errors.InvalidCall(
                 "the session", "only its own process can reach the host, not a forked child"
@@ -124,14 +150,14 @@ class Port:
             # values tag lone surrogates; elsewhere (names, notes) they make JSON that nobody reads
             dumped = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
             text = dumped.encode("utf-8", "replace")
-        buffers, fds = wire.pack(text, segments)
+        buffers, fds = wire.pack(text, segments, passing)
         held = self._interrupts.hold()
         try:
             with self._send_lock:
-                passing: Sequence[int] = fds
+                first = fds
                 while buffers:
-                    buffers = wire.advance(buffers, wire.send_some(self._socket, buffers, passing))
-                    passing = ()
+                    buffers = wire.advance(buffers, wire.send_some(self._socket, buffers, first))
+                    first = []
         except (BrokenPipeError, ConnectionResetError) as error:
             raise HostGone from error
         finally:
@@ -145,6 +171,17 @@ class Port:
         """Block for the host's next request."""
         self._wait(lambda: bool(self._requests))
         return self._requests.pop(0)
+
+    def is_quiet(self, delay: float) -> bool:
+        """Wait for so many seconds; True where no request came."""
+        with self._turn:
+            if self._requests or self._leading:
+                return not self._requests
+            self._leading = True
+        try:
+            return not self._poll.poll(1000 * delay)
+        finally:
+            self._stop_leading()
 
     def _wait(self, ready: Any) -> None:
         """Read frames, or let another thread read them, until `ready()`."""

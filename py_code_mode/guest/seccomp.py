@@ -85,6 +85,7 @@ timerfd_create 283 85, eventfd 284 -, fallocate 285 47, timerfd_settime 286 86,
 timerfd_gettime 287 87, accept4 288 242, signalfd4 289 74, eventfd2 290 19, epoll_create1 291 20,
 dup3 292 24, pipe2 293 59, inotify_init1 294 26, preadv 295 69, pwritev 296 70,
 rt_tgsigqueueinfo 297 240, recvmmsg 299 243, prlimit64 302 261, syncfs 306 267, sendmmsg 307 269,
+unshare 272 97,
 getcpu 309 168, sched_setattr 314 274, sched_getattr 315 275, renameat2 316 276, seccomp 317 277,
 getrandom 318 278, memfd_create 319 279, execveat 322 281, membarrier 324 283, mlock2 325 284,
 copy_file_range 326 285, preadv2 327 286, pwritev2 328 287, pkey_mprotect 329 288,
@@ -96,6 +97,7 @@ mseal 462 462, setxattrat 463 463, getxattrat 464 464, listxattrat 465 465,
 removexattrat 466 466
 """
 
+_CLONE_THREAD = 0x10000
 _NAMESPACES = 0x7E020000  # CLONE_NEW*; CLONE_NEWTIME lies in the exit signal and clone ignores it
 _UNIX, _INET, _INET6 = 1, 2, 10
 _STREAM, _DGRAM, _SEQPACKET = 1, 2, 5
@@ -179,7 +181,7 @@ def compile_filter(
             does nothing (Landlock does not see these calls, ordinary code cannot bear their
             failure), owners and attributes with EPERM.
         private_processes: other processes of our user are out of reach (pid namespace), so
-            priorities and limits may be set by pid.
+            priorities and limits may be set by pid, except those of process 1.
         private_ipc: System V memory and message queues are our own (ipc namespace).
     """
     known = numbers(machine)
@@ -191,7 +193,8 @@ def compile_filter(
 
     decisions["clone"] = _no_bits(0, _NAMESPACES) + allow
     decisions["clone3"] = decisions["openat2"] = absent
-    decisions["seccomp"] = refuse  # in the table for the number only
+    # in the table for the numbers only
+    decisions["seccomp"] = decisions["unshare"] = refuse
     decisions["ioctl"] = _one_of(1, _IOCTLS, ENOTTY) + allow
     decisions["prctl"] = _one_of(0, _PRCTLS) + allow
     decisions["personality"] = _one_of(0, (0, 0xFFFFFFFF)) + allow
@@ -241,6 +244,15 @@ def compile_filter(
         decisions["setpriority"] = _one_of(0, (0,)) + _one_of(1, (0,)) + allow
         decisions["ioprio_set"] = _one_of(0, (1,)) + _one_of(1, (0,)) + allow
         decisions["prlimit64"] = _unless_both(0, 2) + allow
+        # by itself it changes nothing; it tells whether there are threads, where /proc does not
+        decisions["unshare"] = _one_of(0, (_CLONE_THREAD,)) + allow
+    else:
+        # process 1 watches over the memory of all of us, and runs as our user
+        for name in ("sched_setaffinity", "sched_setparam", "sched_setscheduler", "sched_setattr"):
+            decisions[name] = _other_than(0, 1) + allow
+        decisions["setpriority"] = _one_of(0, (0, 1)) + _other_than(1, 1) + allow  # not by user
+        decisions["ioprio_set"] = _one_of(0, (1, 2)) + _other_than(1, 1) + allow
+        decisions["prlimit64"] = _other_than(0, 1) + allow
     if not private_ipc:
         decisions.update(dict.fromkeys(_SYSV_AND_QUEUES, refuse))
 
@@ -303,6 +315,10 @@ def _one_of(
         (_JUMP_EQUAL, len(wanted) - index, 0, value) for index, value in enumerate(wanted)
     )
     return (_argument(position), *masked, *tests, _give(ERRNO | errno))
+
+
+def _other_than(position: int, value: int, errno: int = EPERM) -> Block:
+    return (_argument(position), (_JUMP_EQUAL, 0, 1, value), _give(ERRNO | errno))
 
 
 def _no_bits(position: int, bits: int, errno: int = EPERM) -> Block:

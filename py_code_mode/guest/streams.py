@@ -6,6 +6,8 @@ import io
 import os
 import sys
 
+from . import own
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,11 @@ def _stream(fd: int) -> io.TextIOWrapper:
     )
 
 
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
 class Streams:
     """Puts our streams in place, and brings everything written so far to the descriptors."""
 
@@ -58,6 +65,29 @@ class Streams:
             sys.stdout = sys.__stdout__ = _stream(1)
         if getattr(sys.stderr, "closed", True):
             sys.stderr = sys.__stderr__ = _stream(2)
+
+    @property
+    def identities(self) -> list[tuple[int, int]]:
+        """Device and inode of the pipes that the host reads."""
+        return [_identity(spare) for spare in self._spares.values()]
+
+    def reconnect(self, out: int, err: int) -> None:
+        """Put other pipes in place of the host's, wherever those were duplicated to.
+
+        Args:
+            out: closed, as `err` is.
+            err: the pipe for standard error.
+        """
+        others = dict(zip(self.identities, (out, err)))  # noqa: B905  Python 3.10 is served too
+        for fd in own.descriptors():
+            try:
+                other = others.get(_identity(fd))
+                if other is not None:
+                    os.dup2(other, fd, os.get_inheritable(fd))
+            except OSError:
+                continue  # it was the one that listed the folder
+        os.close(out)
+        os.close(err)
 
     def flush(self) -> None:
         """Flush Python's streams and the C library's."""

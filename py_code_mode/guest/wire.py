@@ -5,8 +5,10 @@ Layout, little endian::
     u32 header bytes | u32 number of segments | u64 size of each segment | header | inline segments
 
 The top bit of a segment's size says that it comes as a file descriptor, a sealed memfd, passed
-with the frame's first bytes (Linux, `man 7 unix`); at most `MAX_FDS` a frame. Both sides read with
-`FrameReader`, which holds no more than it was sent and checks every length before it is believed.
+with the frame's first bytes (Linux, `man 7 unix`); at most `MAX_FDS` a frame. The two top bits and
+nothing else say that a descriptor itself is what is passed: these come last, and only a reader that
+was told to takes them. Both sides read with `FrameReader`, which holds no more than it was sent and
+checks every length before it is believed.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ RECEIVE_SIZE = 64 << 10
 _BUFFERS_PER_CALL = 512  # the kernel takes 1024
 _PREFIX = struct.Struct("<II")
 _BY_FD = 1 << 63
+_DESCRIPTOR = 0b11 << 62
 _NEEDED_SEALS = 0x0002 | 0x0004 | 0x0008  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
 _CONTROL_SIZE = _socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _CLOSE_ON_EXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
@@ -53,17 +56,51 @@ class WireError(Exception):
 
 
 class Frame:
-    """One received frame: the header's JSON text and its segments."""
+    """One received frame: the header's JSON text, its segments, and descriptors passed with it.
 
-    __slots__ = ("header", "segments")
+    Whoever wants a descriptor takes it out of `fds`; `close` closes those that are left.
+    """
 
-    def __init__(self, header: bytes, segments: list[Buffer]) -> None:
+    __slots__ = ("fds", "header", "segments")
+
+    def __init__(self, header: bytes, segments: list[Buffer], fds: Sequence[int] = ()) -> None:
         self.header = header
         self.segments = segments
+        self.fds = list(fds)
+
+    def close(self) -> None:
+        """Close the descriptors that nobody has taken."""
+        while self.fds:
+            discard(self.fds.pop())
 
 
-def pack(header: bytes, segments: Sequence[Buffer] = ()) -> tuple[list[Buffer], list[int]]:
+def discard(fd: int) -> None:
+    """Close a descriptor that was passed to us, whatever it is.
+
+    The end of a TCP connection waits as long as its owner has told it to (`man 7 socket`,
+    SO_LINGER), and the last who closes it does the waiting.
+    """
+    try:
+        closing = _socket.socket(fileno=fd)  # asks the kernel only, never a file's own file system
+    except OSError:
+        os.close(fd)
+        return
+    try:
+        closing.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        pass  # a kind that knows no waiting
+    closing.close()
+
+
+def pack(
+    header: bytes, segments: Sequence[Buffer] = (), passing: Sequence[int] = ()
+) -> tuple[list[Buffer], list[int]]:
     """Buffers to send, and the descriptors that go with them (the caller closes those).
+
+    Args:
+        header: JSON text.
+        segments: binary data.
+        passing: descriptors to pass, for a reader that takes them; they stay the caller's.
 
     Raises:
         WireError: the frame is beyond the limits.
@@ -71,10 +108,11 @@ def pack(header: bytes, segments: Sequence[Buffer] = ()) -> tuple[list[Buffer], 
     """
     if len(header) > MAX_HEADER:
         raise WireError(f"header of {len(header)} bytes is over the limit of {MAX_HEADER}")
-    if not segments:
+    if not segments and not passing:
         return [_PREFIX.pack(len(header), 0) + header], []
-    if len(segments) > MAX_SEGMENTS:
+    if len(segments) + len(passing) > MAX_SEGMENTS:
         raise WireError(f"{len(segments)} segments are over the limit of {MAX_SEGMENTS}")
+    most_memfds = MAX_FDS - len(passing)
     sizes: list[int] = []
     inline: list[Buffer] = []
     fds: list[int] = []
@@ -82,7 +120,7 @@ def pack(header: bytes, segments: Sequence[Buffer] = ()) -> tuple[list[Buffer], 
     try:
         for segment in segments:
             view = memoryview(segment).cast("B")
-            if view.nbytes >= MEMFD_THRESHOLD and len(fds) < MAX_FDS and _HAS_MEMFD:
+            if view.nbytes >= MEMFD_THRESHOLD and len(fds) < most_memfds and _HAS_MEMFD:
                 fds.append(_sealed_memfd(view))
                 sizes.append(view.nbytes | _BY_FD)
             else:
@@ -91,6 +129,9 @@ def pack(header: bytes, segments: Sequence[Buffer] = ()) -> tuple[list[Buffer], 
                 inline.append(view)
         if total > MAX_INLINE:
             raise WireError(f"{total} bytes of segments are over the limit of {MAX_INLINE}")
+        for fd in passing:
+            fds.append(os.dup(fd))
+            sizes.append(_DESCRIPTOR)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -145,9 +186,14 @@ def map_sealed(fd: int, size: int) -> Buffer:
 
 
 class FrameReader:
-    """Turns received bytes and descriptors into frames; owns descriptors until it is closed."""
+    """Turns received bytes and descriptors into frames; owns descriptors until it is closed.
 
-    def __init__(self) -> None:
+    Args:
+        most_passed: descriptors that one frame may pass as such.
+    """
+
+    def __init__(self, most_passed: int = 0) -> None:
+        self._most_passed = most_passed
         self._buffer = bytearray()
         self._needed = _PREFIX.size
         self._fds: list[int] = []
@@ -163,13 +209,18 @@ class FrameReader:
                 return [Frame(bytes(data[_PREFIX.size :]), [])]
         self._buffer += data
         frames: list[Frame] = []
-        while len(self._buffer) >= self._needed:
-            frame = self._take()
-            if frame is None:
-                continue  # the length became known; more may be needed
-            frames.append(frame)
-        if len(self._fds) > MAX_FDS:
-            raise WireError("descriptors were passed that no frame speaks of")
+        try:
+            while len(self._buffer) >= self._needed:
+                frame = self._take()
+                if frame is None:
+                    continue  # the length became known; more may be needed
+                frames.append(frame)
+            if len(self._fds) > MAX_FDS:
+                raise WireError("descriptors were passed that no frame speaks of")
+        except BaseException:
+            for frame in frames:
+                frame.close()
+            raise
         return frames
 
     def _take(self) -> Frame | None:
@@ -194,6 +245,11 @@ class FrameReader:
         by_fd = len([size for size in sizes if size & _BY_FD])
         if by_fd > min(len(self._fds), MAX_FDS):
             raise WireError(f"a frame speaks of {by_fd} descriptors; {len(self._fds)} were passed")
+        passed = sizes.count(_DESCRIPTOR) if by_fd else 0
+        if passed:
+            if passed > self._most_passed or _DESCRIPTOR in sizes[:-passed]:
+                raise WireError("a frame passes a descriptor where none is taken")
+            sizes = sizes[:-passed]
         at = start + header_size
         header = bytes(buffer[start:at])
         segments: list[Buffer] = []
@@ -203,19 +259,20 @@ class FrameReader:
                 try:
                     segments.append(map_sealed(fd, size & ~_BY_FD))
                 finally:
-                    os.close(fd)
+                    discard(fd)
             else:
                 # a bytearray, so that what is built over it can be written to
                 segments.append(buffer[at : at + size])
                 at += size
         del buffer[:end]
         self._needed = _PREFIX.size
-        return Frame(header, segments)
+        descriptors = [self._fds.pop(0) for _ in range(passed)]
+        return Frame(header, segments, descriptors)
 
     def close(self) -> None:
         """Close descriptors that no frame has claimed."""
         while self._fds:
-            os.close(self._fds.pop(0))
+            discard(self._fds.pop(0))
 
 
 def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
@@ -238,7 +295,7 @@ def receive(sock: _socket.socket) -> tuple[bytes, list[int]]:
                 os.set_inheritable(fd, False)
         if message_flags & _socket.MSG_CTRUNC:
             for fd in fds:
-                os.close(fd)
+                discard(fd)
             raise WireError(
                 f"descriptors were lost: more than {MAX_FDS} came at once, or this process has too "
                 "many open files"

@@ -1,9 +1,10 @@
 """Tries what a sandbox needs, one child process for each, and prints what happened as JSON.
 
-Run by `probe` as a script of its own, ``python -I -S attempts.py ROOT SCRATCH``: one single thread,
-so that it may fork and make namespaces, which the host process may not. ROOT is the folder of the
-py_code_mode package, SCRATCH an empty folder on the file system of workdirs. Each child leads
-no life of its own: it ends within its alarm, and nothing it makes outlives its namespaces.
+Run by `probe` as a script of its own, ``python -I -S attempts.py ROOT SCRATCH [NAME...]``: one
+single thread, so that it may fork and make namespaces, which the host process may not. ROOT is the
+folder of the py_code_mode package, SCRATCH an empty folder on the file system of workdirs; without
+names all is tried. Each child leads no life of its own: it ends within its alarm, and nothing it
+makes outlives its namespaces.
 """
 
 from __future__ import annotations
@@ -230,10 +231,12 @@ def _attempt(function: Callable[[str], Any], scratch: str) -> dict[str, Any]:
     return {"ok": False, "errno": None, "detail": how}
 
 
-def main(root: str, scratch: str) -> None:
+def main(root: str, scratch: str, *names: str) -> None:
     sys.path.insert(0, root)
     _confine()  # once, before the children
     for function in ATTEMPTS:
+        if names and function.__name__ not in names:
+            continue
         folder = os.path.join(scratch, function.__name__)
         os.mkdir(folder)
         told = {"name": function.__name__, **_attempt(function, folder)}

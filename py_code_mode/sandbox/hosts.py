@@ -72,7 +72,7 @@ class HostPattern:
         if self.ports is not None and port not in self.ports:
             return False
         try:
-            plain = _host(host.removeprefix("[").removesuffix("]"), host)
+            plain = canonical_host(host)
         except ValueError:
             return False
         if self.is_wildcard:
@@ -115,6 +115,15 @@ class HostPattern:
 def is_allowed(patterns: Iterable[HostPattern], host: str, port: int) -> bool:
     """Whether one of the patterns means this host and port."""
     return any(pattern.matches(host, port) for pattern in patterns)
+
+
+def canonical_host(host: str) -> str:
+    """The one form in which a name or an address is compared: ASCII, lower case, no brackets.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return _host(host.removeprefix("[").removesuffix("]"), host)
 
 
 def _split(plain: str, text: str) -> tuple[str, frozenset[int] | None]:

@@ -23,14 +23,19 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from py_code_mode.guest.confine import FULL_ABI
+from py_code_mode.sandbox import bubblewrap
 
 Backend = Literal["namespaces", "bubblewrap", "landlock", "none"]
 
+#: The host's user that a root host's sandboxes run as: nobody's, and within the 16 bits that a
+#: container may be limited to. systemd.io/UIDS-GIDS lists what is taken.
+SANDBOX_USER = 65_520
 #: Seconds after which what has not answered counts as failed.
 DEADLINE = 1.5
 _REAP = 1.0
 ATTEMPTS = Path(__file__).with_name("attempts.py")
 _ROOT = ATTEMPTS.parents[2]
+_NESTED = "pid_namespace"
 _CGROUPS = Path("/sys/fs/cgroup")
 
 NAMESPACES = (
@@ -62,6 +67,20 @@ _REMEDIES = {
 }
 _NAMESPACE_REMEDY = "allow this namespace for unprivileged users, or run outside the container"
 _NOT_LINUX = "there is no sandbox on this system: use Linux, or WSL 2 on Windows"
+
+
+def sandbox_user() -> int | None:
+    """Whom sandboxed code is to run as: somebody else where we are root, None for ourselves.
+
+    A root that cannot become `SANDBOX_USER`, in a user namespace of its own, is root in name only.
+    """
+    if os.geteuid() != 0:
+        return None
+    for line in (_reads("/proc/self/uid_map") or "").splitlines():
+        first, _, count = map(int, line.split())
+        if first <= SANDBOX_USER < first + count:
+            return SANDBOX_USER
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +117,8 @@ class Probe:
         landlock_abi: 0 where there is none.
         landlock_gaps: what this Landlock leaves open, in words.
         bubblewrap: version, where it is installed and works.
+        nests: in bubblewrap's walls further namespaces can be made, as a zygote does; asked for an
+            unprivileged user only.
         uid: who asked.
         duration: seconds it took.
     """
@@ -106,6 +127,7 @@ class Probe:
     landlock_abi: int = 0
     landlock_gaps: tuple[str, ...] = ()
     bubblewrap: str | None = None
+    nests: bool = False
     uid: int = field(default_factory=lambda: os.geteuid() if hasattr(os, "geteuid") else -1)
     duration: float = 0.0
 
@@ -122,7 +144,7 @@ class Probe:
         self_confining = self["landlock"].is_ok and self["seccomp"].is_ok
         if self_confining and all(self[name].is_ok for name in NAMESPACES):
             found.append("namespaces")
-        if self["bubblewrap"].is_ok:
+        if self_confining and self["bubblewrap"].is_ok:
             found.append("bubblewrap")
         # without a namespace in front nothing else keeps signals and sockets inside
         if self_confining and self.landlock_abi >= FULL_ABI:
@@ -155,11 +177,11 @@ def examine(*, attempts: Path = ATTEMPTS, deadline: float = DEADLINE) -> Probe:
         )
         return Probe(layers=layers)
     with tempfile.TemporaryDirectory(prefix="code-mode-probe-") as scratch:
-        bubblewrap = _start_bubblewrap()
+        walled = _start_bubblewrap(attempts)
         tries = _start([sys.executable, "-I", "-S", str(attempts), str(_ROOT), scratch])
         cgroups = _cgroup_limits()
         told = _attempted(_finish(tries, started + deadline))
-        version, layer = _bubblewrap(bubblewrap, started + deadline)
+        version, nests, layer = _bubblewrap(walled, started + deadline)
     found = {name: _layer(name, told.get(name)) for name in LAYERS}
     found |= {"bubblewrap": layer, "cgroup_limits": cgroups}
     landlock = told.get("landlock", {})
@@ -168,13 +190,17 @@ def examine(*, attempts: Path = ATTEMPTS, deadline: float = DEADLINE) -> Probe:
         landlock_abi=int(landlock.get("abi", 0)),
         landlock_gaps=tuple(landlock.get("gaps", ())),
         bubblewrap=version,
+        nests=nests,
         duration=time.monotonic() - started,
     )
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
+def _start(command: list[str], user: int | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else (),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -257,29 +283,51 @@ def _reads(path: str) -> str | None:
 # -- bubblewrap
 
 
-def _start_bubblewrap() -> subprocess.Popen[bytes] | None:
-    program, true = shutil.which("bwrap"), shutil.which("true")
+def _start_bubblewrap(attempts: Path) -> subprocess.Popen[bytes] | OSError | None:
+    """Have it build walls as `bubblewrap` asks for them, and in them try what a zygote does."""
+    program, true = bubblewrap.find(), shutil.which("true")
     if program is None or true is None:
         return None
-    walls = ("--unshare-all", "--die-with-parent", "--new-session", "--ro-bind", "/", "/")
-    return _start([program, *walls, "--proc", "/proc", "--dev", "/dev", "--", true])
+    walls = [
+        *(program, "--unshare-all", "--unshare-user", "--as-pid-1", "--uid", "1000"),
+        *("--size", "65536", "--tmpfs", "/", "--ro-bind", "/", "/", "--proc", "/proc"),
+        *("--size", "65536", "--tmpfs", "/dev/shm", "--"),
+    ]
+    user = sandbox_user()
+    tries = [sys.executable, "-I", "-S", str(attempts), str(_ROOT), "/dev/shm", _NESTED]
+    try:
+        # another user cannot get to every interpreter
+        return _start([*walls, *(tries if user is None else [true])], user)
+    except OSError as error:
+        return error
 
 
-def _bubblewrap(process: subprocess.Popen[bytes] | None, until: float) -> tuple[str | None, Layer]:
+def _bubblewrap(
+    process: subprocess.Popen[bytes] | OSError | None, until: float
+) -> tuple[str | None, bool, Layer]:
+    """Its version, whether it can be nested in, and the layer."""
     name, remedy = "bubblewrap", _REMEDIES["bubblewrap"]
     if process is None:
-        return None, Layer(
-            name=name, is_ok=False, error=errno.ENOENT, detail="not installed", remedy=remedy
-        )
+        process = OSError(errno.ENOENT, "not installed")
+    if isinstance(process, OSError):
+        detail = str(process) if process.filename else process.strerror or str(process)
+        return None, False, Layer(
+            name=name, is_ok=False, error=process.errno, detail=detail, remedy=remedy
+        )  # fmt: skip
     program = cast("list[str]", process.args)[0]
-    said = _finish(process, until).decode(errors="replace").strip()
+    output = _finish(process, until)
+    said = output.decode(errors="replace").strip()
     if process.returncode != 0:
         detail = said[:300] or f"ended with {process.returncode}"
-        remedy = _remedy("user_namespace", None)
-        return None, Layer(name=name, is_ok=False, detail=detail, remedy=remedy)
+        if "nknown option" in said:
+            remedy = "use bubblewrap 0.7 or later"
+        else:
+            remedy = _remedy("user_namespace", None)
+        return None, False, Layer(name=name, is_ok=False, detail=detail, remedy=remedy)
     asked = _finish(_start([program, "--version"]), max(until, time.monotonic() + 0.1))
     version = asked.decode(errors="replace").strip().removeprefix("bubblewrap ")
-    return version, Layer(name=name, is_ok=True, detail=f"version {version}, {program}")
+    nests = bool(_attempted(output).get(_NESTED, {}).get("ok"))
+    return version, nests, Layer(name=name, is_ok=True, detail=f"version {version}, {program}")
 
 
 # -- control groups

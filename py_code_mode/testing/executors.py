@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import math
 import os
+import random
+import subprocess
 import tempfile
+import uuid
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
 from inspect import isawaitable
@@ -25,12 +28,16 @@ import pytest
 
 from py_code_mode.errors import (
     CapabilityMissing,
+    CheckpointClosed,
+    CheckpointRefused,
     ExecutorClosed,
     HandleNotFound,
     ToolNotFound,
+    ValueNotPortable,
 )
 from py_code_mode.execution.executor import (
     Bind,
+    BranchingExecutor,
     Capability,
     Executor,
     Fetch,
@@ -126,6 +133,12 @@ class OpenGuest:
         assert outcome.failure is not None, f"no failure, but {outcome}"
         return outcome.failure
 
+    @property
+    def branching(self) -> BranchingExecutor:
+        """The executor, which can copy its guest."""
+        assert isinstance(self.executor, BranchingExecutor)
+        return self.executor
+
     def needs(self, *capabilities: str) -> None:
         """Skip the test where the executor lacks one of these."""
         for capability in capabilities:
@@ -137,6 +150,23 @@ class OpenGuest:
         if Capability.PROCESS_ISOLATION in self.executor.capabilities:
             return name
         return str(self.workdir / name)
+
+    async def ended_by(
+        self, code: str, timeout: float = RUN_TIMEOUT, before: str = "kept_name = 1"
+    ) -> RunOutcome:
+        """Run a cell that ends the guest's process, when a copy of the guest is there for it.
+
+        The copy has the variables that `before` makes; the cell sets ``kept_name`` to 2.
+        """
+        with anyio.fail_after(_PATIENCE):
+            while True:
+                await self.value(before)
+                run = self._runs
+                await anyio.sleep(_POLL)  # a copy is made in a pause
+                outcome = await self.run(f"kept_name = 2\n{code}", timeout=timeout)
+                assert outcome.failure is not None
+                if outcome.state == "restored" and outcome.restored_to == run:
+                    return outcome
 
     async def appears(self, name: str) -> str:
         """Wait for a file of the workdir, made by the guest in one step; give its text."""
@@ -1179,7 +1209,7 @@ class ExecutorContract(ABC):
             assert outcome.failure is not None
             assert outcome.failure.type == "GuestDied"
             assert says in outcome.failure.message
-            assert outcome.state == "lost"
+            assert outcome.state != "kept"
             assert outcome.stdout == "before\n"
             await guest.check_state(outcome)
             assert await guest.value("1 + 1") == 2
@@ -1193,7 +1223,7 @@ class ExecutorContract(ABC):
             with anyio.fail_after(30):
                 while outcome.state == "kept":
                     outcome = await guest.run("1")
-            assert outcome.state == "lost"
+            assert outcome.state == "lost"  # a thread ran: no copy could be kept
             (guest.workdir / "done").touch()
             assert (await guest.failure("kept_name")).type == "NameError"
 
@@ -1205,7 +1235,7 @@ class ExecutorContract(ABC):
                 outcome = await guest.run(
                     "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", timeout=0.3
                 )
-            assert outcome.state == "lost"
+            assert outcome.state != "kept"
             assert outcome.failure is not None
             assert outcome.failure.type == "TimeoutError"
             await guest.check_state(outcome)
@@ -1230,24 +1260,198 @@ class ExecutorContract(ABC):
             assert outcome.failure.type == "MemoryError"
             await guest.check_state(outcome)
 
+    # -- copies
+
+    @pytest.mark.parametrize(
+        ("code", "timeout", "failure"),
+        [
+            ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", RUN_TIMEOUT, "GuestDied"),
+            ("import ctypes; ctypes.string_at(0)", RUN_TIMEOUT, "GuestDied"),
+            ("import os; os.abort()", RUN_TIMEOUT, "GuestDied"),
+            ("import os; os._exit(0)", RUN_TIMEOUT, "GuestDied"),
+            (STUBBORN, 0.2, "TimeoutError"),
+            ("sum(range(10**12))", 0.2, "TimeoutError"),
+            ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", 0.2, "TimeoutError"),
+        ],
+    )
+    async def test_run_that_ends_its_process_costs_the_run_only(
+        self, code: str, timeout: float, failure: str
+    ) -> None:
+        async with self.open(add=lambda: 5) as guest:
+            guest.needs(Capability.RESTORE)
+            outcome = await guest.ended_by(code, timeout)
+            assert outcome.failure is not None
+            assert outcome.failure.type == failure
+            assert f"after run {outcome.restored_to}" in outcome.failure.message
+            assert guest.executor.state == "restored"
+            after = await guest.run("print(kept_name); tools.add()")
+            assert (after.stdout, after.value, after.state) == ("1\n", 5, "kept")
+
+    async def test_restored_variables_can_be_restored_again_at_once(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.RESTORE)
+            first = await guest.ended_by("import os; os._exit(1)")
+            for _ in range(3):
+                outcome = await guest.run("import os; os._exit(1)")
+                assert (outcome.state, outcome.restored_to) == ("restored", first.restored_to)
+            assert await guest.value("kept_name") == 1
+
+    async def test_children_of_a_run_that_was_ended_are_ended_too(self) -> None:
+        mark = f"child-{uuid.uuid4()}"
+        async with self.open() as guest:
+            guest.needs(Capability.RESTORE)
+            if Capability.CONTAINER_ISOLATION in guest.executor.capabilities:
+                pytest.skip("the guest's processes cannot be seen from here")
+            await guest.ended_by(
+                "import os, subprocess, sys\n"
+                "code = 'import time; time.sleep(600)'\n"
+                f"command = [sys.executable, '-c', code, {mark!r}]\n"
+                "subprocess.Popen(command, start_new_session=True)\n"
+                "os._exit(1)"
+            )
+            assert not _is_running(mark)
+
+    async def test_copies_are_not_children_of_the_guest(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.RESTORE)
+            before = (
+                "import os, signal\nheard = []\n"
+                "h = signal.signal(signal.SIGCHLD, lambda *a: heard.append(1))"
+            )
+            await guest.ended_by("import os; os._exit(1)", before=before)
+            await anyio.sleep(_POLL)
+            code = "try: os.wait()\nexcept ChildProcessError: r = True\n(r, heard)"
+            assert await guest.value(code) == (True, [])
+
+    async def test_copies_do_not_alter_random_numbers(self) -> None:
+        expected = random.Random(42)
+        async with self.open() as guest:
+            guest.needs(Capability.RESTORE)
+            before = "import random; random.seed(42)"
+            await guest.ended_by("random.random(); import os; os._exit(1)", before=before)
+            assert await guest.value("random.random()") == expected.random()
+            await anyio.sleep(_POLL)
+            assert await guest.value("random.random()") == expected.random()
+
+    async def test_checkpoint_is_gone_back_to_any_number_of_times(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.CHECKPOINT)
+            executor = guest.branching
+            await guest.value("x = [1]; it = iter(range(9)); next(it)")
+            with await executor.checkpoint() as checkpoint:
+                assert checkpoint.run_id == 1
+                for _ in range(3):
+                    assert await guest.value("x.append(2); (x, next(it))") == ([1, 2], 1)
+                    await executor.rollback(checkpoint)
+                await guest.run("import os; os._exit(1)")
+                await executor.rollback(checkpoint)
+                assert await guest.value("x") == [1]
+            with pytest.raises(CheckpointClosed):
+                await executor.rollback(checkpoint)
+            assert await guest.value("x") == [1]
+
+    async def test_values_behind_handles_come_along(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.CHECKPOINT, Capability.EXCHANGE)
+            outcome = await guest.run("object()")
+            assert isinstance(outcome.value, Handle)
+            checkpoint = await guest.branching.checkpoint()
+            await guest.executor.reset()
+            with pytest.raises(HandleNotFound):
+                await guest.executor.exchange(Fetch(outcome.value.name))
+            await guest.branching.rollback(checkpoint)
+            with pytest.raises(ValueNotPortable):  # it is there, and cannot cross
+                await guest.executor.exchange(Fetch(outcome.value.name))
+
+    async def test_fork_and_its_origin_go_separate_ways(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.CHECKPOINT)
+            await guest.value("x = [1]")
+            asked: list[str] = []
+
+            async def call(
+                namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
+            ) -> object:
+                asked.append(method)
+                return 7
+
+            other = await guest.branching.fork("other", call)
+            try:
+                said = await other.run(RunRequest(run_id=2, code="x.append(tools.add()); x"), None)
+                assert (said.value, asked, guest.calls) == ([1, 7], ["add"], [])
+                assert await guest.value("x") == [1]
+                await other.run(RunRequest(run_id=3, code="import os; os._exit(1)"), None)
+                assert await guest.value("x") == [1]
+                await guest.executor.close()
+                said = await other.run(RunRequest(run_id=4, code="1 + 1"), None)
+                assert said.value == 2
+            finally:
+                await other.close()
+
+    async def test_reset_is_not_undone_by_a_copy(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.RESTORE, Capability.RESET)
+            await guest.ended_by("import os; os._exit(1)")
+            await guest.executor.reset()
+            outcome = await guest.run("import os; os._exit(1)")
+            assert outcome.state != "kept"
+            assert (await guest.failure("kept_name")).type == "NameError"
+
+    @pytest.mark.parametrize(
+        ("code", "says"),
+        [
+            (
+                "import threading, time\n"
+                "t = threading.Thread(target=time.sleep, args=(60,), name='napper', daemon=True)\n"
+                "t.start()",
+                "napper",
+            ),
+            ("import socket; pair = socket.socketpair()", "socket"),
+            ("import os; ends = os.pipe()", "pipe"),
+            (
+                "import subprocess, sys\n"
+                "child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=-1)",
+                "variable child",
+            ),
+            (
+                "import sqlite3; db = sqlite3.connect('x.db')\n"
+                "db.execute('create table t (a)'); db.execute('insert into t values (1)')",
+                "x.db",
+            ),
+        ],
+    )
+    async def test_what_cannot_be_copied_is_told(self, code: str, says: str) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.CHECKPOINT)
+            await guest.value("kept_name = 1")
+            assert (await guest.run(code)).failure is None
+            with pytest.raises(CheckpointRefused, match=says):
+                await guest.branching.checkpoint()
+            assert await guest.value("kept_name") == 1
+            outcome = await guest.run("import os; os._exit(1)")
+            if Capability.RESTORE in guest.executor.capabilities:
+                assert outcome.restored_to != 2
+
     @pytest.mark.parametrize("end", ["", "import os; os._exit(1)", "while True: pass"])
     async def test_children_do_not_outlive_their_guest(self, end: str) -> None:
-        pid = 0
+        # found by its arguments: its number may be one of a namespace of its own
+        mark = f"child-{uuid.uuid4()}"
         async with self.open() as guest:
             guest.needs(Capability.PROCESS_ISOLATION)
             if Capability.CONTAINER_ISOLATION in guest.executor.capabilities:
-                pytest.skip("the guest's process numbers are not the host's")
+                pytest.skip("the guest's processes cannot be seen from here")
             events: list[Event] = []
             await guest.run(
                 "import subprocess, sys\n"
-                "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-                f"print(child.pid, flush=True)\n{end}",
+                "code = 'import time; print(1, flush=True); time.sleep(600)'\n"
+                f"child = subprocess.Popen([sys.executable, '-c', code, {mark!r}])\n"
+                f"print('started', flush=True)\n{end}",
                 timeout=1.0,
                 on_event=events.append,
             )
-            pid = int("".join(e.text for e in events if isinstance(e, Output)))
+            assert "started" in "".join(e.text for e in events if isinstance(e, Output))
         with anyio.fail_after(30):
-            while _exists(pid):  # noqa: ASYNC110  nobody tells when it ends
+            while _is_running(mark):  # noqa: ASYNC110  nobody tells when it ends
                 await anyio.sleep(_POLL)
 
     async def test_output_pipes_held_by_children_hold_up_nothing(self) -> None:
@@ -1289,7 +1493,7 @@ class ExecutorContract(ABC):
 
     async def test_multiprocessing_works(self) -> None:
         async with self.open() as guest:
-            guest.needs(Capability.PROCESS_ISOLATION)
+            guest.needs(Capability.PROCESS_ISOLATION, Capability.SHARED_MEMORY)
             code = (
                 "import math, multiprocessing\n"
                 "with multiprocessing.get_context({!r}).Pool(2) as pool:\n"
@@ -1335,16 +1539,7 @@ class ExecutorContract(ABC):
             assert Path.cwd() == before
 
 
-def _exists(pid: int) -> bool:
-    """Whether a process runs; one that is dead and not reaped yet does not."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        if Path("/proc/self/stat").exists():
-            return False
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
-    return status.rpartition(")")[2].split()[0] != "Z"
+def _is_running(mark: str) -> bool:
+    """Whether a process has this among its arguments."""
+    listed = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True)
+    return mark in listed.stdout

@@ -75,6 +75,7 @@ class ToolRegistry:
         store: holds ``*.yaml``, ``*.yml`` and ``*.py`` files; None: there are only added tools.
             Names that begin with an underscore are left alone.
         folder: what programs given as relative paths are relative to.
+        gate: raises where the store's files may not be used; asked before new ones are read.
         clock: seconds, only ever growing.
     """
 
@@ -83,9 +84,11 @@ class ToolRegistry:
         store: Store | None = None,
         *,
         folder: Path | None = None,
+        gate: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._folder, self._clock = store, folder, clock
+        self._gate = gate
         self._threads = Threads()
         # Reading files may take long, since Python files run; adding a function must not wait.
         self._reading = threading.Lock()
@@ -120,6 +123,14 @@ class ToolRegistry:
             if tool.name in self._added:
                 raise InvalidName(tool.name, "a tool", "a function was added by this name already")
             self._added[tool.name] = tool
+            self._table = self._assembled()
+
+    def add_those_of(self, other: ToolRegistry) -> None:
+        """Add the functions that were added to another registry."""
+        with other._lock:
+            added = dict(other._added)
+        with self._lock:
+            self._added.update(added)
             self._table = self._assembled()
 
     async def list(self) -> Entries:
@@ -212,10 +223,19 @@ class ToolRegistry:
     def _refresh(self, store: Store) -> _Table:
         with self._reading:
             began = self._clock()
-            files = {
-                name: self._current(store, name)
+            versions = {
+                name: store.version(name)
                 for name in store.names()
                 if name.endswith((*_YAML, *_PYTHON)) and not name.startswith(("_", "."))
+            }
+            if self._gate is not None and any(map(self._is_new, versions, versions.values())):
+                # After the listing: what comes later is looked at by a later refresh.
+                self._gate()
+            files = {
+                name: self._files[name]
+                if not self._is_new(name, version)
+                else self._read(store, name, version)
+                for name, version in versions.items()
             }
             with self._lock:
                 if files != self._files:
@@ -224,12 +244,9 @@ class ToolRegistry:
                 self._checked = began
                 return self._table
 
-    def _current(self, store: Store, name: str) -> _File:
+    def _is_new(self, name: str, version: str | None) -> bool:
         known = self._files.get(name)
-        version = store.version(name)
-        if known is not None and version is not None and known.version == version:
-            return known
-        return self._read(store, name, version)
+        return known is None or version is None or known.version != version
 
     def _read(self, store: Store, name: str, version: str | None) -> _File:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from py_code_mode.errors import (
@@ -14,6 +14,7 @@ from py_code_mode.errors import (
     StoreError,
     WorkflowNotFound,
 )
+from py_code_mode.workflows.origin import with_origin, without_origin
 from py_code_mode.workflows.workflow import Workflow, check_name, read, write
 
 if TYPE_CHECKING:
@@ -114,12 +115,15 @@ class WorkflowLibrary:
             raise found.error
         return found
 
-    def create(self, name: str, source: str, description: str) -> _Facts:
+    def create(
+        self, name: str, source: str, description: str, *, origin: str | None = None
+    ) -> _Facts:
         """Store a workflow, in place of one by this name, and return it as `get` does.
 
         Args:
             source: Python that defines ``run``, sync or async, at its top level. It is not run.
             description: what it is for; if empty, what the source's docstring says.
+            origin: the isolation of the sandboxed code that wrote it; None where the user did.
 
         Raises:
             InvalidName: `name` cannot be called as ``workflows.<name>``.
@@ -130,8 +134,44 @@ class WorkflowLibrary:
             if not isinstance(given, str):  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise InvalidWorkflow(name, f"its {what} is a {type(given).__name__}, not a str")
         text = write(name, source, description)
-        self._store.write(name + _SUFFIX, text.encode())
-        return read(name, text).to_dict()
+        marked = text if origin is None else with_origin(name, text, origin)
+        self._store.write(name + _SUFFIX, marked.encode())
+        found = _parse(name, marked.encode())
+        if isinstance(found, _Broken):
+            raise found.error
+        return found.to_dict()
+
+    def approve(self, name: str, source: str | None = None) -> bool:
+        """Make a workflow that sandboxed code wrote one of the user's own.
+
+        Args:
+            source: what was read before it was approved; None approves whatever is there.
+
+        Returns:
+            False where it is the user's own already.
+
+        Raises:
+            WorkflowNotFound: there is none.
+            InvalidWorkflow: its source is another one by now.
+        """
+        seen = source
+        try:
+            check_name(name)
+            with self._store.lock():
+                text = self._store.read(name + _SUFFIX).decode("utf-8-sig")
+                if seen is not None and read(name, without_origin(text)[0]).source != seen:
+                    raise InvalidWorkflow(name, "it was changed meanwhile; read it again")
+                left, origin = without_origin(text)
+                was_marked = origin is not None
+                while origin is not None:  # code may have written such lines too
+                    left, origin = without_origin(left)
+                if was_marked:
+                    self._store.write(name + _SUFFIX, left.encode())
+        except (InvalidName, NotStored):
+            raise WorkflowNotFound(name) from None
+        except UnicodeDecodeError as error:
+            raise InvalidWorkflow(name, "it is not UTF-8") from error
+        return was_marked
 
     def delete(self, name: str) -> bool:
         """Remove a workflow, broken ones too; False if there is none."""
@@ -183,7 +223,11 @@ def _parse(name: str, data: bytes) -> Workflow | _Broken:
         return _Broken(name=name, error=invalid, source=data.decode(errors="backslashreplace"))
     try:
         check_name(name)
-        return read(name, text)
+        source, origin = without_origin(text)
+        if origin is None:
+            return read(name, text)
+        read(name, text)  # its faults by the lines of the whole file
+        return replace(read(name, source), origin=origin)
     except (InvalidName, InvalidWorkflow) as error:
         return _Broken(name=name, error=error, source=text)
 

@@ -73,15 +73,21 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workflow:
-    """A source that can be run by name, and what its author says about it."""
+    """A source that can be run by name, and what its author says about it.
+
+    Attributes:
+        origin: the isolation of the sandboxed code that wrote it and that nobody has approved;
+            None for everything else.
+    """
 
     name: str
     description: str
     parameters: tuple[Parameter, ...]
     source: str
+    origin: str | None = None
 
     def to_dict(self, *, with_source: bool = True) -> dict[str, JsonValue]:
-        """``name, description, parameters`` and ``source``."""
+        """``name, description, parameters``, ``source``, and ``origin`` where there is one."""
         facts: dict[str, JsonValue] = {
             "name": self.name,
             "description": self.description,
@@ -89,6 +95,8 @@ class Workflow:
         }
         if with_source:
             facts["source"] = self.source
+        if self.origin is not None:
+            facts["origin"] = self.origin
         return facts
 
 

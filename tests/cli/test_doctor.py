@@ -6,10 +6,14 @@ import json
 import platform
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from py_code_mode import Capability, SubprocessExecutor
+from py_code_mode.cli.doctor import layer_checks, sandbox_check
+from py_code_mode.sandbox.probe import LAYERS, Layer, Probe, probe
+
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from .conftest import Invoke
 
@@ -18,12 +22,50 @@ def checks(text: str) -> dict[str, dict[str, Any]]:
     return {check["name"]: check for check in json.loads(text)["checks"]}
 
 
-def test_tells_what_works_and_that_there_is_no_sandbox(invoke: Invoke) -> None:
+def test_tells_what_works(invoke: Invoke) -> None:
     done = invoke("doctor")
     lines = done.stdout.splitlines()
     assert any(line.startswith("ok       worker: started in ") for line in lines)
     assert any(line.startswith("ok       uv: uv ") for line in lines)
-    assert any(line.startswith("warning  sandbox: none in this version") for line in lines)
+
+
+def test_tells_which_sandbox_a_session_gets_and_what_each_layer_said(invoke: Invoke) -> None:
+    found = checks(invoke("doctor", "--json").stdout)
+    best = probe().backends[0]
+    assert found["sandbox"]["text"].startswith(f"{best}: ")
+    assert found["sandbox backend"]["text"].startswith(best)
+    for layer in probe().layers:
+        told = found[f"layer {layer.name}"]
+        if layer.is_ok:
+            assert told["level"] == "ok"
+        else:
+            assert layer.detail in told["text"]
+            assert told["remedy"] == layer.remedy or "not needed here" in told["text"]
+
+
+@pytest.mark.parametrize(
+    ("isolation", "lacks", "level", "words"),
+    [
+        ("namespaces", set[str](), "ok", "files of the host are hidden, no network"),
+        ("landlock", {Capability.DISK_LIMIT}, "warning", "not enforced here: disk space"),
+        ("none", SubprocessExecutor.offers, "warning", "may do whatever your user may"),
+    ],
+)
+def test_says_what_is_enforced(isolation: str, lacks: set[str], level: str, words: str) -> None:
+    check = sandbox_check(isolation, SubprocessExecutor.offers - lacks)
+    assert check.level == level
+    assert words in check.text
+
+
+def test_failed_layers_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = tuple(
+        Layer(name=name, is_ok=name != "landlock", error=38, detail="why", remedy="do this")
+        for name in LAYERS
+    )
+    monkeypatch.setattr("py_code_mode.sandbox.probe.probe", lambda: Probe(layers=layers))
+    found = {check.name: check for check in layer_checks()}
+    assert found["layer landlock"].text == "failed [ENOSYS]: why"
+    assert (found["layer landlock"].level, found["layer landlock"].remedy) == ("warning", "do this")
 
 
 def test_json_has_every_check(invoke: Invoke) -> None:

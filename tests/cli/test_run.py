@@ -317,80 +317,85 @@ def started(here: Path) -> Iterator[Any]:
         child.communicate()
 
 
-LOOP = "import os\nprint(os.getpid(), flush=True)\nwhile True:\n    pass"
+LOOP = "print('running', flush=True)\nwhile True:\n    pass"
 
 
-def worker_of(child: subprocess.Popen[str]) -> psutil.Process:
+def workers_of(child: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The code's process and what stands around it, once the code runs."""
     assert child.stdout is not None
-    return psutil.Process(int(child.stdout.readline()))
+    assert child.stdout.readline()
+    found = psutil.Process(child.pid).children(recursive=True)
+    assert found
+    return found
 
 
-def gone(process: psutil.Process) -> bool:
-    return not psutil.wait_procs([process], timeout=20)[1]
+def gone(processes: list[psutil.Process]) -> bool:
+    return not psutil.wait_procs(processes, timeout=20)[1]
 
 
 def test_ctrl_c_interrupts_the_code_and_closes_the_session(started: Any) -> None:
     child = started("run", "-c", LOOP)
-    worker = worker_of(child)
+    workers = workers_of(child)
     os.killpg(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=LIMIT)
     assert child.returncode == 130
     assert '"<run 1>", line ' in said
     assert said.splitlines()[-1].startswith("Interrupted: the run was interrupted")
-    assert gone(worker)
+    assert gone(workers)
 
 
 def test_ctrl_c_ends_code_that_does_not_listen(started: Any) -> None:
     deaf = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
     child = started("run", "-c", deaf + LOOP)
-    worker = worker_of(child)
+    workers = workers_of(child)
     os.killpg(child.pid, signal.SIGINT)
     _, said = child.communicate(timeout=LIMIT)
     assert child.returncode == 130
     assert "variables are lost" in said
-    assert gone(worker)
+    assert gone(workers)
 
 
 def test_sigterm_closes_the_session(started: Any) -> None:
     child = started("run", "-c", LOOP)
-    worker = worker_of(child)
+    workers = workers_of(child)
     child.terminate()
     assert child.wait(LIMIT) == 143
-    assert gone(worker)
+    assert gone(workers)
 
 
 def test_kill_of_the_command_leaves_no_worker(started: Any, here: Path) -> None:
     # what is killed cannot remove its temporary folder: it gets one that the test removes
     child = started("run", "-c", LOOP, TMPDIR=str(here))
-    worker = worker_of(child)
+    workers = workers_of(child)
     child.kill()
     child.wait(LIMIT)
-    assert gone(worker)
+    assert gone(workers)
 
 
 def test_reader_that_leaves_ends_it_quietly(started: Any) -> None:
     child = started("run", "-c", LOOP.replace("    pass", "    print('y' * 1000)"))
-    worker = worker_of(child)
+    workers = workers_of(child)
     child.stdout.close()
     assert child.wait(LIMIT) == 141
     assert child.stderr.read() == ""
-    assert gone(worker)
+    assert gone(workers)
     child.stdout = None
 
 
 def test_ctrl_c_works_while_nobody_reads(started: Any) -> None:
     child = started("run", "-c", LOOP.replace("    pass", "    print('y' * 1000)"))
-    worker = worker_of(child)
+    workers = workers_of(child)
     child.send_signal(signal.SIGINT)
     child.communicate(timeout=LIMIT)
     assert child.returncode == 130
-    assert gone(worker)
+    assert gone(workers)
 
 
 def test_output_appears_while_the_code_runs(started: Any, here: Path) -> None:
     fifo = here / "go"
     os.mkfifo(fifo)
-    child = started("run", "-c", f"print('first', flush=True)\nopen({str(fifo)!r}).read()")
+    code = f"print('first', flush=True)\nopen({str(fifo)!r}).read()"
+    child = started("run", "-c", code, "--read", str(fifo))
     assert child.stdout.readline() == "first\n"  # the code waits for us: it cannot have ended
     fifo.write_text("on")
     assert child.communicate(timeout=LIMIT)[0] == "'on'\n"

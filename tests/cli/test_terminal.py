@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from py_code_mode.cli.terminal import Screen, printable
+from py_code_mode.cli.terminal import Screen, complain, printable, say, show_table
 
 SAFE = {"\n", "\t"}
 
@@ -30,6 +30,22 @@ SAFE = {"\n", "\t"}
         ("a\x08b\x7f", "a\\x08b\\x7f"),
         ("\u202egnp.exe", "\\u202egnp.exe"),
         ("naïve 漢字 🙂", "naïve 漢字 🙂"),
+        ("👨\u200d👩\u200d👧 ❤\ufe0f 1\ufe0f\u20e3", "👨\u200d👩\u200d👧 ❤\ufe0f 1\ufe0f\u20e3"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("pay\u200bpal pay\u200dpal", "pay\\u200bpal pay\\u200dpal"),
+        ("a\u2060b\ufeffc\xadd", "a\\u2060b\\ufeffc\\xadd"),
+        ("\u200fabc\u061c\u2067", "\\u200fabc\\u061c\\u2067"),
+        ("a\U000e0041\U000e0042", "a\\U000e0041\\U000e0042"),
+        ("a\ufe01b\U000e0100", "a\\ufe01b\\U000e0100"),
+        ("lone \udc80", "lone \\udc80"),
+        ("\x1b]52;c;aGk=\x07", "\\x1b]52;c;aGk=\\x07"),
+        ("\x1b]8;;http://x\x1b\\y", "\\x1b]8;;http://x\\x1b\\y"),
+        ("\x1bP+q544e\x1b\\", "\\x1bP+q544e\\x1b\\"),
+        ("\x9d52;c;x\x9c\x90\x98", "\\x9d52;c;x\\x9c\\x90\\x98"),
+        ("\x1b[?1049h\x1bc\x1b(0\x05", "\\x1b[?1049h\\x1bc\\x1b(0\\x05"),
+        ("\x1b[38;8mhidden", "\\x1b[38;8mhidden"),
+        ("\x1b[8:1mhidden", "\\x1b[8:1mhidden"),
+        ("\x1b[38;05;08mgrey", "\x1b[38;05;08mgrey"),
     ],
 )
 def test_colours_stay_and_the_rest_is_escaped(text: str, shown: str) -> None:
@@ -67,3 +83,18 @@ async def test_pieces_give_the_same_as_the_whole(
         await screen.write(text[at : at + size])
     await screen.finish()
     assert terminal.getvalue() == printable(text) + "\x1b[0m"
+
+
+HOSTILE = "\x1b]0;title\x07\u202e\x9b2J\rname\x1b[31m"
+
+
+def test_lines_of_ours_have_no_controls_where_they_are_piped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    say(f"saved {HOSTILE}")
+    complain(f"artifact {HOSTILE}: gone")
+    show_table(("name",), [[HOSTILE], [f"two\nlines\t{HOSTILE}"]], "none")
+    show_table(("name",), [], f"nothing in {HOSTILE}")
+    told = capsys.readouterr()
+    for line in (told.out + told.err).splitlines():
+        assert line.isprintable()

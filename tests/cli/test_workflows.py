@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from py_code_mode import FileStorage
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from py_code_mode.workflows import WorkflowLibrary
 
     from .conftest import Invoke
 
@@ -85,3 +89,50 @@ def test_broken_workflow_is_told_and_hides_no_other(invoke: Invoke, base: Path) 
     assert "workflows/broken.py: " in done.stderr
     assert done.stdout.startswith("double\t")
     assert "broken" in invoke("workflows", "call", "broken", status=2).stderr
+
+
+ANSWER = "def run() -> int:\n    return 42\n"
+
+
+@pytest.fixture
+def theirs(base: Path) -> WorkflowLibrary:
+    """A library with a workflow that sandboxed code wrote."""
+    library = FileStorage(base).get_workflow_library()
+    library.create("answer", ANSWER, "An answer", origin="namespaces")
+    return library
+
+
+def test_origin_is_shown(invoke: Invoke, theirs: WorkflowLibrary) -> None:
+    assert "not approved (namespaces)" in invoke("workflows", "list").stdout
+    done = invoke("workflows", "show", "answer")
+    assert done.stdout == ANSWER
+    assert "written by sandboxed code (namespaces), and not approved" in done.stderr
+    theirs.create("mine", ANSWER, "")
+    assert invoke("workflows", "list").stdout.count("approved") == 1
+
+
+def test_workflow_of_sandboxed_code_runs_elsewhere_once_it_is_approved(
+    invoke: Invoke, theirs: WorkflowLibrary
+) -> None:
+    call = ("workflows", "call", "answer", "--executor", "in_process")
+    assert "py-code-mode workflows approve answer" in invoke(*call, status=1).stderr
+    done = invoke("workflows", "approve", "answer", stdin="y\n")
+    assert ANSWER in done.stderr
+    assert "let it run with your rights?" in done.stderr
+    assert invoke(*call).stdout == "42\n"
+    assert "needs no approval" in invoke("workflows", "approve", "answer").stderr
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_workflow_is_not_approved_without_a_yes(
+    invoke: Invoke, theirs: WorkflowLibrary, answer: str
+) -> None:
+    invoke("workflows", "approve", "answer", stdin=answer, status=1)
+    assert theirs.load("answer").origin == "namespaces"
+
+
+def test_workflow_is_approved_without_a_question(invoke: Invoke, theirs: WorkflowLibrary) -> None:
+    done = invoke("workflows", "approve", "answer", "--yes", "--json")
+    assert json.loads(done.stdout) == {"approved": ["answer"]}
+    assert theirs.load("answer").origin is None
+    invoke("workflows", "approve", "gone", status=2)

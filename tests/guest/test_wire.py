@@ -8,6 +8,8 @@ import os
 import socket
 import struct
 import sys
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -259,3 +261,85 @@ def test_advance_drops_what_was_sent(parts: list[bytes], sent: int) -> None:
     whole = b"".join(parts)
     sent = min(sent, len(whole))
     assert data_of(wire.advance(list(parts), sent)) == whole[sent:]
+
+
+# -- descriptors themselves
+
+
+def pass_on(
+    header: bytes, segments: list[wire.Buffer], passing: list[int]
+) -> tuple[bytes, list[int]]:
+    """What a frame is sent as: bytes, and the descriptors that a receiver would get."""
+    buffers, fds = wire.pack(header, segments, passing)
+    return data_of(buffers), fds
+
+
+@linux
+def test_descriptors_come_out_in_order_and_are_the_takers() -> None:
+    before = open_files()
+    first, second = os.pipe()
+    data, fds = pass_on(b"{}", [b"inline", b"x" * LARGE], [first, second])
+    (frame,) = wire.FrameReader(most_passed=2).feed(data, fds)
+    assert [bytes(part) for part in frame.segments] == [b"inline", b"x" * LARGE]
+    taken = frame.fds.pop()
+    assert os.fstat(taken).st_ino == os.fstat(second).st_ino
+    frame.close()
+    for fd in (first, second, taken):
+        os.close(fd)
+    assert open_files() == before
+
+
+@linux
+@pytest.mark.parametrize("most_passed", [0, 1])
+def test_more_descriptors_than_a_reader_takes_are_refused_and_closed(most_passed: int) -> None:
+    before = open_files()
+    ends = os.pipe()
+    data, fds = pass_on(b"{}", [], list(ends))
+    reader = wire.FrameReader(most_passed)
+    with pytest.raises(wire.WireError, match="passes a descriptor"):
+        reader.feed(data, fds)
+    reader.close()
+    for fd in ends:
+        os.close(fd)
+    assert open_files() == before
+
+
+@linux
+def test_descriptor_before_a_segment_is_refused() -> None:
+    ends = os.pipe()
+    reader = wire.FrameReader(most_passed=1)
+    with pytest.raises(wire.WireError, match="passes a descriptor"):
+        reader.feed(head(2, 0b11 << 62, 1) + b"{}x", [ends[0]])
+    reader.close()
+    os.close(ends[1])
+
+
+@linux
+def test_frames_before_a_broken_one_leave_no_descriptor_open() -> None:
+    before = open_files()
+    end, other = os.pipe()
+    data, fds = pass_on(b"{}", [], [end])
+    reader = wire.FrameReader(most_passed=1)
+    with pytest.raises(wire.WireError, match="over the limit"):
+        reader.feed(data + head(wire.MAX_HEADER + 1), fds)
+    reader.close()
+    os.close(end)
+    os.close(other)
+    assert open_files() == before
+
+
+@linux
+def test_closing_a_passed_connection_never_waits() -> None:
+    """One that lingers would: its owner says how long, and the last to close it waits."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        with peer:
+            client.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    client.send(b"x" * (1 << 20))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+            began = time.monotonic()
+            wire.discard(client.detach())
+            assert time.monotonic() - began < 30

@@ -188,7 +188,7 @@ os.fork(); signal.pause()
     assert found.landlock_abi == 6
     assert not found["seccomp"].is_ok
     assert "no answer" in found["seccomp"].detail
-    assert found.backends == (("bubblewrap",) if found.bubblewrap else ()) + ("none",)
+    assert found.backends == ("none",)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +204,8 @@ def test_attempts_that_break_count_as_failed(tmp_path: Path, code: str) -> None:
 
 
 def _install(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # a root host runs it as another user, who does not get into this folder
+    monkeypatch.setattr("py_code_mode.sandbox.probe.sandbox_user", lambda: None)
     program = folder / "bwrap"
     program.write_text("#!/bin/sh\n" + script)
     program.chmod(0o755)
@@ -274,7 +276,7 @@ def _made(abi: int = 7, **failed: int) -> Probe:
         (_made(), ("namespaces", "bubblewrap", "landlock", "none")),
         (_made(user_namespace=1), ("bubblewrap", "landlock", "none")),
         (_made(network_namespace=1, bubblewrap=2), ("landlock", "none")),
-        (_made(seccomp=22), ("bubblewrap", "none")),
+        (_made(seccomp=22), ("none",)),
         (_made(abi=5), ("namespaces", "bubblewrap", "none")),
         (_made(abi=0, landlock=38, bubblewrap=2), ("none",)),
         (_made(overlayfs=1, cgroup_limits=13), ("namespaces", "bubblewrap", "landlock", "none")),

@@ -1,0 +1,592 @@
+"""A sandbox for one session: chosen by what this machine can do, made, entered, and taken down.
+
+What a policy asks for and this machine cannot enforce is an error, before any code has run.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import Context
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+import anyio.to_thread
+
+from py_code_mode.errors import ConfinementFailed, SandboxUnavailable
+from py_code_mode.execution import zygote
+from py_code_mode.execution.executor import Capability
+from py_code_mode.execution.keeper import Keeper
+from py_code_mode.execution.launch import GUEST, closed_to, end, start_keeper, wall_files
+from py_code_mode.execution.supervisor import to_the_end
+from py_code_mode.guest.confine import FULL_ABI, Confinement
+from py_code_mode.guest.keeper import PROXY_PORT
+from py_code_mode.sandbox import bubblewrap
+from py_code_mode.sandbox.egress import Egress, guest_variables
+from py_code_mode.sandbox.probe import probe, sandbox_user
+from py_code_mode.sandbox.view import View, view_of
+from py_code_mode.scratch import Scratch
+from py_code_mode.stores.folders import remove_tree
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from py_code_mode.environments.base import Environment
+    from py_code_mode.execution.supervisor import Job, Supervisor
+    from py_code_mode.execution.zygote import Waiting, Zygote
+    from py_code_mode.sandbox.policy import Policy
+    from py_code_mode.sandbox.probe import Backend, Probe
+
+#: What a session may be asked to run behind; ``auto`` is the best that this machine has.
+BackendChoice: TypeAlias = Literal["auto", "namespaces", "bubblewrap", "landlock", "none"]
+
+#: Where a session works, and where its packages are, inside.
+WORKDIR, PACKAGES = Path("/work"), Path("/packages")
+#: Share of the memory limit at which a single process gets a MemoryError, which code survives.
+_OWN_SHARE = 0.9
+#: Files that a session may have.
+_INODES = 500_000
+#: Imported once for all sessions of a zygote; all of them stay single-threaded.
+_PRELOADED = ("numpy", "pandas", "pyarrow", "cloudpickle")
+#: Settings with which libraries start no threads when they are imported. A process with threads
+#: cannot be copied: neither the zygote nor, for a snapshot, its sessions.
+_QUIET = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
+_LANGUAGE = ("LANG", "LANGUAGE", "TZ")
+_CERTIFICATES = ("SSL_CERT_DIR", "SSL_CERT_FILE")
+_SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+_WITHOUT_WALLS = frozenset(
+    {
+        Capability.NETWORK_ALLOW_LIST,
+        Capability.DISK_LIMIT,
+    }
+)
+#: What each backend cannot enforce.
+MISSING: Mapping[Backend, frozenset[str]] = {
+    "namespaces": frozenset(),
+    "bubblewrap": frozenset(),
+    "landlock": _WITHOUT_WALLS | {Capability.SHARED_MEMORY},  # /dev/shm is the host's
+    "none": _WITHOUT_WALLS
+    | {
+        Capability.CHECKPOINT,
+        Capability.FILE_ISOLATION,
+        Capability.MEMORY_LIMIT,
+        Capability.NETWORK_ISOLATION,
+        Capability.RESTORE,
+    },
+}
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+#: What tells libraries about the machine, where /proc is the host's; of processes only their own.
+_FACTS = (
+    "/proc/self", "/proc/cpuinfo", "/proc/filesystems", "/proc/loadavg", "/proc/meminfo",
+    "/proc/stat", "/proc/uptime", "/proc/version", "/sys/devices/system/cpu",
+)  # fmt: skip
+_OWN_WRITABLE = ("/tmp", "/work", "/home/user", "/dev/shm", *_DEVICES)
+
+
+async def examine_machine() -> Probe:
+    """What this machine can enforce; tried once in a process."""
+    if probe.cache_info().currsize:
+        return probe()
+    return await anyio.to_thread.run_sync(probe)
+
+
+def choose(
+    backend: BackendChoice,
+    policy: Policy | None,
+    found: Probe,
+    environment: Environment | None = None,
+) -> Backend:
+    """The best backend that holds what is asked for.
+
+    Args:
+        environment: what guests run with, which must be within reach of whom they run as.
+
+    Raises:
+        SandboxUnavailable: this machine lacks what was asked for; the message says which layer.
+    """
+    if backend != "auto" and backend not in found.backends:
+        raise SandboxUnavailable(backend, _reasons(found))
+    missing: list[str] = []
+    candidates = found.backends if backend == "auto" else (backend,)
+    for candidate in candidates:
+        against: list[str] = []
+        if policy is not None:
+            against += unenforceable(candidate, policy, landlock_abi=found.landlock_abi)
+        if environment is not None:
+            against += _out_of_reach(candidate, _needed(environment))
+        if not against:
+            return candidate
+        missing += [f"{candidate}: {reason}" for reason in against]
+    wanted = "this policy" if policy is not None else backend
+    if candidates[0] != "namespaces":
+        missing += _reasons(found)
+    raise SandboxUnavailable(wanted, tuple(missing))
+
+
+def unenforceable(
+    backend: Backend, policy: Policy, *, landlock_abi: int = FULL_ABI
+) -> tuple[str, ...]:
+    """What of a policy a backend cannot enforce, in words."""
+    if backend == "none":
+        return ("a plain process is not confined at all",)
+    found: list[str] = []
+    if policy.network == "open" and landlock_abi < FULL_ABI:
+        found.append(
+            "network: this kernel cannot keep a process that shares the host's network from its "
+            "abstract Unix sockets; use Linux 6.12 or later, or name the hosts that are needed"
+        )
+    if backend == "landlock":
+        if not isinstance(policy.network, str):
+            found.append("network: a list of hosts needs a network namespace; use none or open")
+        if policy.disk is not None:
+            found.append("disk: without a mount namespace files have no common limit; disk=None")
+    return tuple(found)
+
+
+def _out_of_reach(
+    backend: Backend, readable: Iterable[Path], writable: Iterable[Path] = ()
+) -> tuple[str, ...]:
+    """What of the host's files a guest cannot get at, because we are root and it is not to be."""
+    user = sandbox_user()
+    if backend in ("namespaces", "none") or user is None:
+        return ()
+    return closed_to(user, readable, writable)
+
+
+def _reasons(found: Probe) -> tuple[str, ...]:
+    return tuple(str(layer) for layer in found.failures)
+
+
+class Member(Protocol):
+    """Who uses a sandbox: an executor; its processes, by their pids inside."""
+
+    def awake(self) -> Iterable[int]: ...
+    def asleep(self) -> Iterable[int]: ...
+
+
+@dataclass(eq=False, kw_only=True)
+class Sandbox:
+    """Where the guests of one session, and of what was forked off it, run.
+
+    Attributes:
+        backend: what it is built from.
+        policy: what it allows.
+        workdir: the guest's current directory, as the guest sees it.
+        packages: where the host puts the session's packages; None where the guest reads the
+            host's own folder.
+        inside: where the guest finds them.
+        keeper: its first process.
+        waiting: a worker that was made beforehand, until somebody takes it.
+        plan: what it was made by, where others can be made alike.
+        process: what was started for this sandbox alone.
+        scratch: its own folder on the host.
+        members: who uses it.
+        egress: its way to the hosts that the policy lists.
+    """
+
+    backend: Backend
+    policy: Policy
+    workdir: Path
+    packages: Path | None
+    inside: Path | None
+    keeper: Keeper
+    zygote: Zygote | None = None
+    process: subprocess.Popen[bytes] | None = None
+    scratch: Scratch | None = None
+    waiting: Waiting | None = None
+    plan: Mapping[str, Any] | None = None
+    members: list[Member] = field(default_factory=list["Member"])
+    egress: Egress | None = None
+    _serving: Job | None = None
+
+    def join(self, member: Member) -> None:
+        """Use it; `leave` when done."""
+        self.members.append(member)
+
+    async def leave(self, member: Member) -> None:
+        """Use it no longer; the last one closes it."""
+        self.members.remove(member)
+        if not self.members:
+            await self.close()
+
+    def spare(self) -> None:
+        """Have a limit that is hit leave the sleeping copies alone."""
+        self.keeper.spare(pid for member in self.members for pid in member.asleep())
+
+    async def clear(self) -> None:
+        """End what workers that are dead have left behind; those alive and sleepers stay."""
+        await self.keeper.clear(
+            pid for member in self.members for pid in (*member.awake(), *member.asleep())
+        )
+
+    def open_egress(self, supervisor: Supervisor) -> None:
+        """Serve the guest's way to the network, if it has one; once its first worker is there."""
+        listener = self.keeper.take_listener()
+        if listener is None or isinstance(self.policy.network, str):
+            return
+        self.egress = Egress(listener, self.policy.network)
+        self._serving = supervisor.start(Context(), self.egress.serve)
+
+    def prepare_next(self, count: int) -> None:
+        """Get ready for the next sessions, and have as many sandboxes like this one wait."""
+        if self.zygote is not None and self.plan is not None:
+            self.zygote.preload(waits=count > 0)
+            self.zygote.fill(self.plan, count)
+
+    async def close(self) -> None:
+        """End everything in it, and remove what was made for it."""
+        if self._serving is not None:
+            self._serving.cancel()
+            await self._serving.wait()
+        if self.waiting is not None:
+            self.waiting.close()
+        await self.keeper.close()
+        if self.process is not None:
+            await end(self.process)
+        if self.scratch is not None:
+            await anyio.to_thread.run_sync(self.scratch.remove)
+        if self.zygote is not None:
+            if self.packages is not None:
+                await anyio.to_thread.run_sync(remove_tree, self.packages)
+            zygote.release(self.zygote)
+
+
+async def open_sandbox(
+    backend: Backend,
+    policy: Policy,
+    environment: Environment,
+    *,
+    workdir: Path | None,
+    also_read: Iterable[Path] = (),
+) -> Sandbox:
+    """Make a sandbox, with nothing running in it yet.
+
+    Args:
+        workdir: the host's folder to work in; None where the session has one of its own.
+        also_read: shown besides what the policy names.
+
+    Raises:
+        ConfigError: a path of the policy cannot be granted.
+        ConfinementFailed: a layer failed.
+        SandboxUnavailable: a root host's guest, which is not to be root, cannot get at a path.
+    """
+    shares_network = policy.network == "open"
+    variables = _variables(environment, policy)
+    needed = _needed(environment)
+    needed += also_read
+    needed += [Path(variables[name]) for name in _CERTIFICATES if name in variables]
+    view = view_of(needed, policy, workdir, names=shares_network)
+    trees = [(Path(source), is_writable) for source, _, is_writable in view.trees]
+    missing = _out_of_reach(
+        backend,
+        (source for source, is_writable in trees if not is_writable),
+        (source for source, is_writable in trees if is_writable),
+    )
+    if missing:
+        raise SandboxUnavailable(backend, missing)
+    if backend == "namespaces":
+        return await _open_copied(policy, environment, workdir, view, variables)
+    own = _own_folder(sandbox_user())
+    try:
+        if backend == "bubblewrap":
+            return await _open_walled(policy, environment, workdir, view, variables, own)
+        return await _open_confined(policy, environment, workdir, view, variables, own)
+    except BaseException:
+        await to_the_end(partial(anyio.to_thread.run_sync, own.remove))
+        raise
+
+
+async def _open_copied(
+    policy: Policy,
+    environment: Environment,
+    workdir: Path | None,
+    view: View,
+    variables: Mapping[str, str],
+) -> Sandbox:
+    """A sandbox copied from a zygote."""
+    shares_network = policy.network == "open"
+    found = await examine_machine()
+    spec = zygote.ZygoteSpec(
+        python=environment.python,
+        stamp=_stamp(environment),
+        view=view,
+        shares_network=shares_network,
+        environment=tuple(sorted(variables.items())),
+        preload=tuple(name for name in _PRELOADED if name in environment.packages),
+        wall="bubblewrap" if found.bubblewrap and found.nests else "own",
+    )
+    template = await zygote.acquire(spec)
+    packages: Path | None = None
+    inside = workdir or WORKDIR
+    try:
+        packages = template.make_overlay()
+        plan = _plan(
+            policy,
+            inside,
+            _inside_walls(policy, view),
+            files={"size": policy.disk, "inodes": _INODES, "covered": view.covered},
+            has_own_network=not shares_network,
+        )
+        waiting = template.take(plan)
+        ours = waiting.keeper if waiting is not None else template.request(plan)
+    except BaseException as error:
+        if packages is not None:
+            packages.rmdir()
+        zygote.release(template)
+        if isinstance(error, OSError):
+            raise ConfinementFailed("zygote", str(error), error.errno) from error
+        raise
+    keeper = Keeper(ours)
+    keeper.admit(f"/overlays/{packages.name}")
+    return Sandbox(
+        backend="namespaces",
+        policy=policy,
+        workdir=inside,
+        packages=packages,
+        inside=PACKAGES,
+        keeper=keeper,
+        zygote=template,
+        waiting=waiting,
+        plan=plan,
+    )
+
+
+async def _open_walled(
+    policy: Policy,
+    environment: Environment,
+    workdir: Path | None,
+    view: View,
+    variables: Mapping[str, str],
+    own: Scratch,
+) -> Sandbox:
+    """A sandbox of its own behind bubblewrap's walls, with an interpreter that starts there."""
+    program = bubblewrap.find()
+    if program is None:
+        raise SandboxUnavailable("bubblewrap", ("it is not installed any more",))
+    inside = workdir or WORKDIR
+    with wall_files() as files:
+        wall = bubblewrap.around_session(
+            program,
+            view,
+            packages=str(own.packages),
+            files=files,
+            shares_network=policy.network == "open",
+            size=policy.disk,
+        )
+        keeper, process = await start_keeper(
+            "bubblewrap",
+            lambda fd: [*wall, str(environment.python), "-I", str(GUEST), "keeper", str(fd)],
+            _plan(policy, inside, _inside_walls(policy, view)),
+            environment=variables,
+            user=sandbox_user(),
+            pass_fds=tuple(files.values()),
+        )
+    return Sandbox(
+        backend="bubblewrap",
+        policy=policy,
+        workdir=inside,
+        packages=own.packages,
+        inside=PACKAGES,
+        keeper=keeper,
+        process=process,
+        scratch=own,
+    )
+
+
+async def _open_confined(
+    policy: Policy,
+    environment: Environment,
+    workdir: Path | None,
+    view: View,
+    variables: Mapping[str, str],
+    own: Scratch,
+) -> Sandbox:
+    """A sandbox without walls: its workers confine themselves, to folders of this machine.
+
+    The keeper is not confined, so it imports nothing of the environment's: a worker is an
+    interpreter that starts confined.
+    """
+    user = sandbox_user()
+    private = {name: own.workdir / name for name in ("home", "tmp", "work")}
+    for folder in private.values():
+        folder.mkdir()
+        if user is not None:
+            os.chown(folder, user, user)
+    inside = workdir or private["work"]
+    python = str(environment.python)
+    confinement = _without_walls(policy, view, [*private.values()], own.packages, user)
+    keeper, process = await start_keeper(
+        "keeper",
+        lambda fd: [python, "-I", "-S", str(GUEST), "keeper", str(fd)],
+        _plan(
+            policy,
+            inside,
+            confinement,
+            has_own_processes=False,
+            has_own_files=False,
+            command=[python, "-I", str(GUEST), "loop"],
+        ),
+        environment={
+            **variables,
+            "HOME": str(private["home"]),
+            "TMPDIR": str(private["tmp"]),
+        },
+    )
+    return Sandbox(
+        backend="landlock",
+        policy=policy,
+        workdir=inside,
+        packages=own.packages,
+        inside=own.packages,
+        keeper=keeper,
+        process=process,
+        scratch=own,
+    )
+
+
+def _own_folder(user: int | None) -> Scratch:
+    """A session's own folder on the host, through which whom it runs as can pass."""
+    own = Scratch.make()
+    if user is not None:
+        for folder in (own.packages.parent, own.packages, own.workdir):
+            folder.chmod(0o711)
+        own.packages.chmod(0o755)
+        missing = closed_to(user, [own.packages])
+        if missing:
+            own.remove()
+            raise SandboxUnavailable("a sandbox for another user than root", missing)
+    return own
+
+
+def _plan(
+    policy: Policy,
+    workdir: Path,
+    confinement: Confinement,
+    *,
+    files: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (),
+    has_own_files: bool = True,
+    has_own_network: bool = False,
+    has_own_processes: bool = True,
+) -> dict[str, Any]:
+    """What a keeper is told.
+
+    Args:
+        files: how it is to mount the session's own files; None where they are there already.
+        command: what a worker executes once it is confined; else it goes on as it is.
+        has_own_files: all its files are on one file system in memory.
+        has_own_network: it is to raise the loopback interface of a new one.
+        has_own_processes: it is process 1 of a pid namespace.
+    """
+    return {
+        "files": files,
+        "command": command,
+        "has_own_files": has_own_files,
+        "has_own_network": has_own_network,
+        "has_own_processes": has_own_processes,
+        "needs_listener": not isinstance(policy.network, str),
+        "memory": policy.memory,
+        "environment": {name: os.environ[name] for name in policy.env if name in os.environ},
+        "workdir": str(workdir),
+        "confinement": confinement.to_json(),
+    }
+
+
+def session_variables(environment: Environment, path: str) -> dict[str, str]:
+    """Environment variables of every guest, sandboxed or not."""
+    passed = {name: os.environ[name] for name in _LANGUAGE if name in os.environ}
+    passed.update({name: value for name, value in os.environ.items() if name.startswith("LC_")})
+    passed.setdefault("LANG", "C.UTF-8")
+    binaries = environment.python.parent
+    return {
+        **passed,
+        "PATH": f"{binaries}{os.pathsep}{path}",
+        "MPLBACKEND": "Agg",
+        "VIRTUAL_ENV": str(binaries.parent),
+    }
+
+
+def _variables(environment: Environment, policy: Policy) -> dict[str, str]:
+    """Those of a sandboxed guest."""
+    found = {
+        **session_variables(environment, _SYSTEM_PATH),
+        **_QUIET,
+        "HOME": "/home/user",
+        "LOGNAME": "user",
+        "USER": "user",
+    }
+    if not isinstance(policy.network, str):
+        found.update(guest_variables(PROXY_PORT))
+    if policy.network != "none":
+        found.update({name: os.environ[name] for name in _CERTIFICATES if name in os.environ})
+    return found
+
+
+def _needed(environment: Environment) -> list[Path]:
+    """What a guest of this environment reads."""
+    prefix = Path(os.path.realpath(environment.python)).parents[1]
+    found = [environment.python, prefix, GUEST.parent]
+    if environment.folder is not None:
+        found.append(environment.folder)
+        settings = environment.folder / "pyvenv.cfg"
+        # where the interpreter looks for its library, by the name it was found under
+        for line in settings.read_text("utf-8").splitlines():
+            name, _, value = line.partition("=")
+            if name.strip() == "home":
+                found.append(Path(value.strip()).parent)
+    return found
+
+
+def _stamp(environment: Environment) -> tuple[int, ...]:
+    status = os.stat(environment.site_packages)
+    return (status.st_ino, status.st_mtime_ns)
+
+
+def _inside_walls(policy: Policy, view: View) -> Confinement:
+    """What a worker takes from itself where namespaces show it nothing else of the host."""
+    return Confinement(
+        readable=["/"],
+        writable=[*_OWN_WRITABLE, *view.writable],
+        executable=["/"],
+        inet=True,
+        # what older ones leave open, namespaces hold, unless the network is the host's
+        landlock_abi=FULL_ABI if policy.network == "open" else 1,
+        private_files=True,
+        private_processes=True,
+        **_limits(policy),
+    )
+
+
+def _without_walls(
+    policy: Policy, view: View, private: Sequence[Path], packages: Path, user: int | None
+) -> Confinement:
+    """What a worker takes from itself where nothing else stands between it and the host.
+
+    Args:
+        private: folders of the session's own.
+        packages: where its packages are.
+        user: whom to become.
+    """
+    writable = [str(path) for path in private]
+    writable += [source for source, _, is_writable in view.trees if is_writable]
+    readable = [source for source, _, is_writable in view.trees if not is_writable]
+    return Confinement(
+        readable=[path for path in _FACTS if os.path.exists(path)],
+        writable=[*_DEVICES, *writable],
+        executable=[*readable, *writable, str(packages)],
+        inet=policy.network == "open",
+        user=None if user is None else (user, user),
+        **_limits(policy),
+    )
+
+
+def _limits(policy: Policy) -> dict[str, Any]:
+    return {
+        "memory": None if policy.memory is None else int(policy.memory * _OWN_SHARE),
+        "processes": policy.processes,
+        "cpu": None if policy.cpu is None else max(1, round(policy.cpu)),
+        "file_size": policy.file_size,
+        "open_files": policy.open_files,
+    }

@@ -1,0 +1,375 @@
+"""Zygotes: one template process per environment and view of the host, from which sessions are made.
+
+They belong to this process, not to a session or an event loop: the next session finds one warm.
+A zygote ends with this process (the kernel closes its socket), when it was not used for minutes, or
+by `close_zygotes`.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import json
+import os
+import secrets
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio.to_thread
+
+from py_code_mode.errors import ConfinementFailed
+from py_code_mode.execution.launch import GUEST, end_blocking, spawn, text_of, wall_files
+from py_code_mode.guest import walls
+from py_code_mode.sandbox import bubblewrap
+from py_code_mode.sandbox.probe import sandbox_user
+from py_code_mode.scratch import Scratch
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from py_code_mode.sandbox.view import View
+
+#: Seconds for a wall to be built and the zygote in it to answer.
+START_TIMEOUT = 30.0
+#: Zygotes that are kept though no session uses them.
+MOST_IDLE = 4
+#: Plans of which sandboxes wait, of one zygote.
+MOST_PLANS = 4
+#: Folders of a wall that are looked for to build its root on; only the wall sees them covered.
+_STAGE = "/tmp"
+
+Wall = Literal["own", "bubblewrap"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ZygoteSpec:
+    """What makes two sessions able to share a zygote.
+
+    Attributes:
+        python: the environment's interpreter.
+        stamp: changes when the environment is made anew.
+        view: what of the host is shown.
+        shares_network: it is in the host's network, not in one of its own.
+        environment: variables of the process, and of every session.
+        preload: modules imported once for all sessions.
+        wall: who builds the outer wall.
+    """
+
+    python: Path
+    stamp: tuple[int, ...]
+    view: View
+    shares_network: bool
+    environment: tuple[tuple[str, str], ...]
+    preload: tuple[str, ...]
+    wall: Wall = "own"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A sandbox made beforehand, with a worker in it that nobody has spoken to; our ends of it."""
+
+    keeper: socket.socket
+    guest: socket.socket
+    stdout: int
+    stderr: int
+
+    @property
+    def is_alive(self) -> bool:
+        try:
+            return bool(self.keeper.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Give it up; the kernel ends what is in it."""
+        self.keeper.close()
+        self.guest.close()
+        os.close(self.stdout)
+        os.close(self.stderr)
+
+
+@dataclass(eq=False)
+class Zygote:
+    """A running template."""
+
+    spec: ZygoteSpec
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    said: int
+    scratch: Scratch
+    users: int = 0
+    is_preloaded: bool = False
+    _waiting: dict[str, list[Waiting]] = field(default_factory=dict[str, list[Waiting]])
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def request(self, plan: Mapping[str, Any]) -> socket.socket:
+        """Ask for a sandbox; gives our end of its keeper's socket, by which all is told.
+
+        Raises:
+            OSError: the zygote has ended.
+        """
+        request = {
+            "t": "session",
+            "shares_network": self.spec.shares_network,
+            "confinement": plan["confinement"],
+        }
+        with contextlib.ExitStack() as given, contextlib.ExitStack() as held:
+            keeper, its_keeper = _socket_pair(held, given, socket.SOCK_SEQPACKET)
+            keeper.send(json.dumps(plan).encode())
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [its_keeper.fileno()]))
+            with self._lock:
+                self.control.sendmsg([json.dumps(request).encode()], [rights])
+            held.pop_all()
+        return keeper
+
+    def take(self, plan: Mapping[str, Any]) -> Waiting | None:
+        """A sandbox of this plan that was made beforehand."""
+        waiting = self._waiting.get(json.dumps(plan), [])
+        while waiting:
+            taken = waiting.pop(0)
+            if taken.is_alive:
+                return taken
+            taken.close()
+        return None
+
+    def fill(self, plan: Mapping[str, Any], count: int) -> None:
+        """Have this many sandboxes of a plan wait; they are made while the caller goes on."""
+        if not count:
+            return
+        waiting = self._waiting.setdefault(json.dumps(plan), [])
+        while len(self._waiting) > MOST_PLANS:
+            for forgotten in self._waiting.pop(next(iter(self._waiting))):
+                forgotten.close()
+        with contextlib.suppress(OSError):  # the next session finds that it has ended
+            while len(waiting) < count:
+                waiting.append(self._make_waiting(plan))
+
+    def _make_waiting(self, plan: Mapping[str, Any]) -> Waiting:
+        with contextlib.ExitStack() as given, contextlib.ExitStack() as held:
+            keeper = self.request(plan)
+            held.callback(keeper.close)
+            guest_end, its_guest = _socket_pair(held, given, socket.SOCK_STREAM)
+            stdout, its_stdout = os.pipe()
+            held.callback(os.close, stdout)
+            given.callback(os.close, its_stdout)
+            stderr, its_stderr = os.pipe()
+            held.callback(os.close, stderr)
+            given.callback(os.close, its_stderr)
+            passed = array.array("i", [its_guest.fileno(), its_stdout, its_stderr])
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)
+            keeper.sendmsg([b'{"t": "worker"}'], [rights])
+            held.pop_all()
+        return Waiting(keeper=keeper, guest=guest_end, stdout=stdout, stderr=stderr)
+
+    def preload(self, *, waits: bool) -> None:
+        """Have it import what sessions are likely to need; once, and not before the first one.
+
+        Args:
+            waits: sessions wait until it is done; else they do without.
+        """
+        if self.is_preloaded or not self.spec.preload:
+            return
+        self.is_preloaded = True
+        body = json.dumps({"t": "preload", "modules": self.spec.preload, "waits": waits}).encode()
+        with self._lock, contextlib.suppress(OSError):  # the next request finds it ended
+            self.control.send(body)
+
+    def make_overlay(self) -> Path:
+        """A folder for one session's packages that the zygote can show it."""
+        folder = self.scratch.packages / secrets.token_hex(8)
+        folder.mkdir(mode=0o755)
+        return folder
+
+    def close(self) -> None:
+        """End it and everything inside; blocks for a few milliseconds."""
+        self.control.close()
+        for waiting in self._waiting.values():
+            while waiting:
+                waiting.pop().close()
+        end_blocking(self.process, START_TIMEOUT)
+        os.close(self.said)
+        self.scratch.remove()
+
+
+def _socket_pair(
+    ours: contextlib.ExitStack, theirs: contextlib.ExitStack, kind: int
+) -> tuple[socket.socket, socket.socket]:
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    ours.callback(one.close)
+    theirs.callback(other.close)
+    return one, other
+
+
+_zygotes: dict[ZygoteSpec, Zygote] = {}
+_registry_lock = threading.Lock()
+_being_started: dict[ZygoteSpec, threading.Lock] = {}
+
+
+async def acquire(spec: ZygoteSpec) -> Zygote:
+    """The zygote of a spec, started if there is none; `release` it as often.
+
+    Raises:
+        ConfinementFailed: the wall cannot be built here, or the zygote does not start in it.
+    """
+    with _registry_lock:
+        found = _zygotes.get(spec)
+        if found is not None and found.is_alive:
+            found.users += 1
+            return found
+    # a cancelled caller leaves a zygote behind for the next one, in the registry
+    found = await anyio.to_thread.run_sync(_find_or_start, spec)
+    with _registry_lock:
+        found.users += 1
+    return found
+
+
+def release(zygote: Zygote) -> None:
+    """Give up one use; the zygote stays for the next session, unless there are too many idle."""
+    with _registry_lock:
+        zygote.users -= 1
+        idle = [other for other in _zygotes.values() if not other.users]
+        surplus = idle[:-MOST_IDLE] if len(idle) > MOST_IDLE else []
+        for other in surplus:
+            del _zygotes[other.spec]
+    for other in surplus:
+        other.close()
+
+
+def close_zygotes() -> None:
+    """End all zygotes that no session uses."""
+    with _registry_lock:
+        idle = [zygote for zygote in _zygotes.values() if not zygote.users]
+        for zygote in idle:
+            del _zygotes[zygote.spec]
+    for zygote in idle:
+        zygote.close()
+
+
+atexit.register(close_zygotes)
+
+
+def _forget_all() -> None:
+    """In a forked child the zygotes are its parent's: only the descriptors are ours to close."""
+    for zygote in _zygotes.values():
+        zygote.control.close()
+    _zygotes.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def _find_or_start(spec: ZygoteSpec) -> Zygote:
+    with _registry_lock:
+        starting = _being_started.setdefault(spec, threading.Lock())
+    with starting:
+        with _registry_lock:
+            found = _zygotes.get(spec)
+            if found is not None:
+                if found.is_alive:
+                    return found
+                del _zygotes[spec]
+        if found is not None:
+            found.close()
+        made = _start(spec)
+        with _registry_lock:
+            _zygotes[spec] = made
+            _being_started.pop(spec, None)
+        return made
+
+
+def _start(spec: ZygoteSpec) -> Zygote:
+    user = sandbox_user()
+    scratch = Scratch.make()
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said = os.memfd_create("zygote", os.MFD_CLOEXEC)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        if user is not None:
+            # the user inside must get through to the packages of its sessions
+            for folder in (scratch.packages.parent, scratch.packages):
+                folder.chmod(0o711)
+        command = [str(spec.python), "-I", str(GUEST), "zygote", str(theirs.fileno())]
+        with theirs:
+            if spec.wall == "bubblewrap":
+                process = _start_bubblewrap(spec, scratch, command, theirs.fileno(), said)
+            else:
+                wall = [str(spec.python), "-I", "-S", str(GUEST), "wall", str(theirs.fileno())]
+                process = spawn(wall, {"LANG": "C.UTF-8"}, [theirs.fileno()], said)
+                plan = _wall_plan(spec, scratch, command, user)
+                control.send(json.dumps(plan).encode())
+        _build(process, control, user)
+    except BaseException as error:
+        control.close()
+        if process is not None:
+            end_blocking(process, 0)
+        text = text_of(said)
+        os.close(said)
+        scratch.remove()
+        if isinstance(error, OSError):
+            reason = f"{error}{': ' + text if text else ''}"
+            raise ConfinementFailed("wall", reason, error.errno) from error
+        raise
+    control.settimeout(START_TIMEOUT)
+    return Zygote(spec=spec, process=process, control=control, said=said, scratch=scratch)
+
+
+def _start_bubblewrap(
+    spec: ZygoteSpec, scratch: Scratch, command: Sequence[str], fd: int, said: int
+) -> subprocess.Popen[bytes]:
+    """Start the zygote in walls of bubblewrap's, which asks us for nothing."""
+    program = bubblewrap.find()
+    if program is None:
+        raise FileNotFoundError("bubblewrap is not installed any more")
+    with wall_files() as files:
+        wall = bubblewrap.around_zygote(
+            program,
+            spec.view,
+            overlays=str(scratch.packages),
+            files=files,
+            shares_network=spec.shares_network,
+        )
+        return spawn([*wall, *command], dict(spec.environment), [fd, *files.values()], said)
+
+
+def _wall_plan(
+    spec: ZygoteSpec, scratch: Scratch, command: Sequence[str], user: int | None
+) -> dict[str, Any]:
+    view = spec.view
+    return {
+        "user": user,
+        "shares_network": spec.shares_network,
+        "stage": _STAGE,
+        "trees": [*view.trees, (str(scratch.packages), "/overlays", False)],
+        "links": view.links,
+        "owners": dict(view.owners),
+        "command": command,
+        "environment": dict(spec.environment),
+    }
+
+
+def _build(process: subprocess.Popen[bytes], control: socket.socket, user: int | None) -> None:
+    """See a wall through its building, until the zygote in it answers."""
+    control.settimeout(START_TIMEOUT)
+    while True:
+        body = control.recv(1 << 16)
+        if not body:
+            raise OSError("it ended while it started")
+        message = json.loads(body)
+        if message["t"] == "ready":
+            return
+        if message["t"] == "failed":
+            raise ConfinementFailed(message["step"], message["reason"])
+        maps = f"0 0 1\n{walls.USER} {user} 1\n"
+        walls.map_user(str(process.pid), maps, maps, allow_groups=True)
+        control.send(b"mapped")

@@ -1,0 +1,585 @@
+"""The keeper: the first process of a sandboxed session, which starts the worker and outlives it.
+
+It runs no code of the user's. It makes what the session has of its own (namespaces, files), starts
+the worker, reaps whatever that leaves behind, watches the memory of them all, and tells the host of
+the worker's end. When the host's end of its socket closes it ends, and all of the session with it:
+in a pid namespace of its own the kernel sees to that, else it kills what it finds.
+
+Messages on its socket (SOCK_SEQPACKET, one JSON object each) are described in `serve`.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from importlib import import_module
+from time import CLOCK_BOOTTIME, clock_gettime, monotonic, process_time
+
+from . import walls
+from .confine import Confinement, Kernel, confine, find_machine
+from .errors import ConfinementFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, NoReturn
+
+MAX_PLAN = 1 << 17
+#: Milliseconds between two looks at the memory of a session: while a run goes on, and else.
+BUSY_PAUSE, IDLE_PAUSE = 10, 1000
+#: Every so many looks the files held in memory without being mapped are counted too.
+MEMFD_LOOKS = 5
+#: Where the guest finds its way to the hosts it may reach.
+PROXY_PORT = 3128
+#: Seconds from SIGKILL to the end of all processes; only a fork bomb takes a part of it.
+KILL_TIMEOUT = 2.0
+#: Seconds between two looks at most, however long a look takes, and of processor time for being
+#: exact in one: many maps make that slow, and must not make time for what is to be found.
+MOST_PAUSE, MOST_EXACTNESS = 0.25, 0.3
+#: What the kernel holds for a file on a tmpfs, besides its content.
+INODE_BYTES = 1024
+_MEMFD = "/memfd:"
+
+
+def main(fd: int) -> None:
+    """Keep one session, in a process that was started for it; its plan is the first message."""
+    host = socket.socket(fileno=fd)
+    body, _ = receive(host)
+    if not body:
+        os._exit(0)
+    plan = json.loads(body)
+    if not plan["has_own_processes"]:
+        walls.adopt_orphans()
+    if not plan["command"]:
+        import_module(".loop", __package__)  # for all its workers
+    keep(host, plan)
+
+
+def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and its descriptors; empty at the end."""
+    fds = array.array("i")
+    body, control, flags, _ = sock.recvmsg(
+        MAX_PLAN, socket.CMSG_SPACE(8 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise OSError(f"a message of more than {MAX_PLAN} bytes or 8 descriptors")
+    return body, list(fds)
+
+
+def keep(host: socket.socket, plan: dict[str, Any]) -> NoReturn:
+    """Make what a session has of its own, and keep it; never returns.
+
+    Args:
+        host: the keeper's own socket.
+        plan: what the host wants: see `_prepare` and `_become_worker`.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        walls.name_process("pcm-keeper")
+        listener = _prepare(plan)
+        passed = [os.pidfd_open(os.getpid())]
+        if listener is not None:
+            passed.append(listener.detach())
+        tell(host, {"t": "kept"}, passed)
+        for fd in passed:
+            os.close(fd)
+        Keeper(host, plan).serve()
+    except ConfinementFailed as error:
+        tell(host, {"t": "failed", "step": error.step, "reason": error.reason})
+    except OSError as error:
+        tell(host, {"t": "failed", "step": "keeper", "reason": str(error)})
+    os._exit(1)
+
+
+def tell(host: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    """Send the host a message, unless it is gone."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    try:
+        host.sendmsg([json.dumps(message).encode()], rights)
+    except OSError:
+        return  # nobody listens any more: the next read says so
+
+
+def _prepare(plan: dict[str, Any]) -> socket.socket | None:
+    """Make the session's own files; give the listener of its way to the network, if it has one."""
+    files = plan["files"]
+    if files is not None:
+        walls.build_session_folders(files["size"], files["inodes"], files["covered"])
+    if plan["has_own_network"]:
+        walls.raise_loopback()
+    if not plan["needs_listener"]:
+        return None
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.bind(("127.0.0.1", PROXY_PORT))
+    listener.listen(128)
+    return listener
+
+
+def _become_worker(plan: dict[str, Any], guest: int, out: int, err: int, report: int) -> NoReturn:
+    """Serve the session's runs, confined; what fails before that goes to `report`."""
+    try:
+        os.setsid()
+        walls.name_process("pcm-worker")
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(out, 1)
+        os.dup2(err, 2)
+        keep_open = {0, 1, 2, guest, report}
+        for entry in os.listdir("/proc/self/fd"):
+            if int(entry) not in keep_open:
+                _close(int(entry))
+        os.environ.update(plan["environment"])
+        os.chdir(plan["workdir"])
+        if "numpy" in sys.modules:
+            # its global generator is the only one that a copy shares with its siblings
+            numpy: Any = sys.modules["numpy"]
+            numpy.random.seed()
+        _be_the_first_to_go()
+        confine(Confinement(**_confinement(plan)))
+        if plan["command"]:
+            walls.die_with_parent()  # no pid namespace ends us, should the keeper be killed
+            os.set_inheritable(guest, True)
+            command = [*plan["command"], str(guest)]
+            os.execve(command[0], command, os.environ)  # which closes `report`
+        os.close(report)
+    except ConfinementFailed as error:
+        os.write(report, json.dumps({"step": error.step, "reason": error.reason}).encode())
+        os._exit(1)
+    except OSError as error:
+        os.write(report, json.dumps({"step": "worker", "reason": str(error)}).encode())
+        os._exit(1)
+    try:
+        from . import loop  # where workers execute a command the keeper needs none of it
+
+        loop.serve(guest)
+        # as an interpreter ends, but the image stays whole: to take it down takes long
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+        atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        os._exit(1)
+    finally:
+        os._exit(0)  # never back into the keeper's own code
+
+
+def _confinement(plan: dict[str, Any]) -> dict[str, Any]:
+    """What the worker is to enforce on itself.
+
+    Where the session has no user namespace of its own the limit on processes is one on all that its
+    user has on this machine (`man 2 getrlimit`, RLIMIT_NPROC): what is there already comes on top.
+    """
+    found: dict[str, Any] = plan["confinement"]
+    if found["memory"] is not None and not plan["command"]:
+        found = {**found, "memory": found["memory"] + _reserved()}
+    if plan["has_own_processes"] or found["processes"] is None:
+        return found
+    user = found["user"][0] if found["user"] else os.getuid()
+    allowed: int = found["processes"]
+    # others may end and so make room for more of ours, which `Keeper` would have to kill
+    spare = min(8, allowed // 8)
+    return {**found, "processes": allowed + _count_tasks(_processes_of(user)) - spare}
+
+
+def _reserved() -> int:
+    """Address space that counts as data and is not in use: allocators take a gigabyte at once."""
+    with open("/proc/self/status", "rb") as file:
+        found = {line.split(b":")[0]: line for line in file}
+    return max(0, _kibibytes(found[b"VmData"]) - _kibibytes(found[b"RssAnon"]))
+
+
+def _be_the_first_to_go() -> None:
+    """Where the whole machine runs out of memory, have the kernel end this process, not others.
+
+    What is not limited elsewhere (files that only a descriptor on its way holds, buffers of
+    sockets) can fill a machine; the worker cannot take this back, since it may not write to /proc.
+    """
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        return  # it was the descriptor that listed the folder
+
+
+class Keeper:
+    """Reaps, watches, and answers the host."""
+
+    def __init__(self, host: socket.socket, plan: dict[str, Any]) -> None:
+        self._host = host
+        self._plan = plan
+        self._memory: int | None = plan["memory"]
+        self._has_own_processes: bool = plan["has_own_processes"]
+        self._has_own_files: bool = plan["has_own_files"]
+        self._most_tasks: int | None = (
+            None if self._has_own_processes else plan["confinement"]["processes"]
+        )
+        self._watches = self._memory is not None or self._most_tasks is not None
+        self._watched: set[int] = set()
+        self._spared: set[int] = set()
+        self._limit: str | None = None
+        self._is_admitted = False
+        self._pause = IDLE_PAUSE
+        self._next_look = 0.0
+        self._looks = 0
+        self._memfds = 0
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+
+    def serve(self) -> NoReturn:
+        """Answer messages until the host ends.
+
+        ``admit`` shows the session's packages and gives up the right to change mounts; answered by
+        ``admitted``. ``worker`` starts one, with its socket, output and error as descriptors;
+        answered by ``started`` with a pidfd. ``adopt`` names a copy that was woken and is a worker
+        from now on; answered by ``adopted``, with a pidfd if there is such a process. ``spare``
+        names the sleeping copies, which a limit leaves alone; ``clear`` ends all processes but
+        those it names and theirs, and is answered by ``cleared``. ``end_forks`` ends what a run
+        has forked that was told to stop, as far as it is still the worker's own code. ``busy`` and
+        ``idle`` set how often memory is looked at. To the host: ``kept`` with a pidfd of the
+        keeper and the listener, if there is one; ``exited`` with the status of a worker, and the
+        limit for which it was killed, if it was; ``failed``, with which it ends.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        poll = select.poll()
+        poll.register(self._host, select.POLLIN)
+        poll.register(reading, select.POLLIN)
+        while True:
+            ready = {fd for fd, _ in poll.poll(self._until_next_look())}
+            if reading in ready:
+                while len(os.read(reading, 4096)) == 4096:
+                    continue
+            self._reap()
+            if self._host.fileno() in ready:
+                self._answer()
+            if self._watches and monotonic() >= self._next_look:
+                self._look()
+
+    def _until_next_look(self) -> int | None:
+        if not self._watches:
+            return None
+        return max(0, int((self._next_look - monotonic()) * 1000) + 1)
+
+    def _answer(self) -> None:
+        try:
+            body, fds = receive(self._host)
+        except OSError:
+            body, fds = b"", []
+        if not body:
+            self._end()
+        message = json.loads(body)
+        kind = message["t"]
+        if kind == "busy":
+            self._pause = BUSY_PAUSE
+            self._next_look = min(self._next_look, monotonic() + BUSY_PAUSE / 1000)
+        elif kind == "idle":
+            self._pause = IDLE_PAUSE
+        elif kind == "worker":
+            self._start_worker(fds)
+        elif kind == "adopt":
+            self._adopt(message["pid"])
+        elif kind == "spare":
+            self._spared = set(message["pids"])
+        elif kind == "clear":
+            spared = set(message["pids"])
+            for pid in message["pids"]:
+                spared.update(_descendants(pid))
+            self._kill_all(spared)
+            tell(self._host, {"t": "cleared"})
+        elif kind == "end_forks":
+            self._end_forks(message["seconds"])
+        elif kind == "admit" and not self._is_admitted:
+            self._admit(message["packages"])
+        for fd in fds:
+            os.close(fd)
+
+    def _start_worker(self, fds: Sequence[int]) -> None:
+        report, told = os.pipe()
+        worker = os.fork()
+        if worker == 0:
+            guest, out, err = fds
+            _become_worker(self._plan, guest, out, err, told)
+        os.close(told)
+        with open(report, "rb") as pipe:
+            said = pipe.read(4096)  # it ends when the worker is confined
+        if said:
+            failure = json.loads(said)
+            raise ConfinementFailed(failure["step"], failure["reason"])
+        pidfd = os.pidfd_open(worker)
+        self._watched.add(worker)
+        tell(self._host, {"t": "started", "pid": worker}, [pidfd])
+        os.close(pidfd)
+
+    def _adopt(self, pid: int) -> None:
+        # the pid is the guest's word: only one that is a child of ours can be a copy of a worker
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            tell(self._host, {"t": "adopted"})
+            return
+        self._watched.add(pid)
+        tell(self._host, {"t": "adopted"}, [pidfd])
+        os.close(pidfd)
+
+    def _end_forks(self, seconds: float) -> None:
+        """End what forked off a worker in so many seconds and has not become another program.
+
+        The worker alone was interrupted: its forks are in the middle of the same cell.
+        """
+        since = clock_gettime(CLOCK_BOOTTIME) - seconds - 0.05  # ticks are coarse
+        kept = self._watched | self._spared
+        names = {_name_and_start(pid)[0] for pid in self._watched}
+        until = monotonic() + KILL_TIMEOUT
+        while monotonic() < until:
+            found = {pid: _name_and_start(pid) for pid in self._processes() if pid not in kept}
+            forks = [pid for pid, (name, start) in found.items() if name in names and start > since]
+            if not forks:
+                return
+            for pid in forks:
+                _kill(pid)
+            os.sched_yield()
+            self._reap()
+
+    def _admit(self, packages: str | None) -> None:
+        self._is_admitted = True
+        try:
+            walls.show_packages(packages)
+            kernel = Kernel()
+            kernel.forgo_new_privileges()
+            kernel.empty_bounding_set()
+            kernel.drop_capabilities(find_machine())
+        except OSError as error:
+            raise ConfinementFailed("packages", str(error), error.errno) from error
+        tell(self._host, {"t": "admitted"})
+
+    def _end(self) -> NoReturn:
+        if not self._has_own_processes:
+            self._kill_all(set())
+        os._exit(0)
+
+    # -- processes
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._watched:
+                self._watched.discard(pid)
+                code = os.waitstatus_to_exitcode(status)
+                limit, self._limit = self._limit, None
+                tell(self._host, {"t": "exited", "pid": pid, "status": code, "limit": limit})
+
+    def _processes(self) -> list[int]:
+        """All of the session except this one."""
+        own = os.getpid()
+        if self._has_own_processes:
+            return [
+                int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own
+            ]
+        return _descendants(own)
+
+    def _kill_all(self, spared: set[int]) -> None:
+        until = monotonic() + KILL_TIMEOUT
+        while monotonic() < until:  # a process may fork while it is being killed
+            left = [pid for pid in self._processes() if pid not in spared and _is_alive(pid)]
+            if not left:
+                return
+            for pid in left:
+                _kill(pid)
+            os.sched_yield()
+            self._reap()
+
+    # -- memory
+
+    def _look(self) -> None:
+        """Kill the session's processes where they are too many, or hold too much memory."""
+        started = monotonic()
+        limit = self._limit_hit()
+        if limit is not None:
+            if self._limit is not None:
+                self._end()  # they are dead already and it is still too much: let go of all
+            self._limit = limit
+            self._kill_all(self._spared)
+        # many processes take long to look at: never more than a twentieth of a processor
+        taken = min(MOST_PAUSE, 20 * (monotonic() - started))
+        self._next_look = max(started + self._pause / 1000, monotonic() + taken)
+
+    def _limit_hit(self) -> str | None:
+        processes = self._processes()
+        if self._most_tasks is not None and self._most_tasks < _count_tasks(processes):
+            return "processes"
+        if self._memory is not None and self._is_over(self._memory, processes):
+            return "memory"
+        return None
+
+    def _is_over(self, allowed: int, processes: list[int]) -> bool:
+        self._looks += 1
+        files = 0
+        if self._has_own_files:
+            status = os.statvfs("/tmp")  # all its files are on one file system, in memory
+            files = (status.f_blocks - status.f_bfree) * status.f_frsize
+            files += (status.f_files - status.f_ffree) * INODE_BYTES
+        if self._memfds or self._looks % MEMFD_LOOKS == 0 or self._pause == IDLE_PAUSE:
+            self._memfds = _memfds(processes)
+        files += self._memfds
+        # quick and too high: what processes share counts for each of them
+        if files + sum(map(_resident, processes)) <= allowed:
+            return False
+        until = process_time() + MOST_EXACTNESS  # not the clock's: others may hold the processors
+        for pid in processes:
+            files += _proportional(pid)
+            if files > allowed or process_time() > until:
+                return True
+        return False
+
+
+def _processes_of(user: int) -> list[int]:
+    """Every process of a user of this machine."""
+    found: list[int] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                if os.stat(f"/proc/{name}").st_uid == user:
+                    found.append(int(name))
+            except OSError:
+                continue  # it has just ended
+    return found
+
+
+def _count_tasks(processes: Sequence[int]) -> int:
+    """Their threads, each of which counts as one of its user's processes."""
+    count = 0
+    for pid in processes:
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                count += int(file.read().rpartition(b")")[2].split()[17])
+        except OSError:
+            continue
+    return count
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it ended by itself
+
+
+def _name_and_start(pid: int) -> tuple[bytes, float]:
+    """What a process is called, and when it was started, in seconds since the machine was."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            head, _, rest = file.read().rpartition(b")")
+    except OSError:
+        return b"", 0.0
+    words = rest.split()
+    if words[0] in (b"Z", b"X"):
+        return b"", 0.0
+    return head.partition(b"(")[2], int(words[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+def _descendants(pid: int) -> list[int]:
+    """Every process below one, by /proc; those that its own orphans are, too."""
+    parents: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    todo = [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
+
+
+def _resident(pid: int) -> int:
+    """Bytes of a process's memory that no file on a disk is behind, shared ones included."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return 0
+    return sum(_kibibytes(line) for line in lines if line.startswith((b"RssAnon:", b"RssShmem:")))
+
+
+def _proportional(pid: int) -> int:
+    """The same exactly: a page that n processes share counts 1/n, files in memory not at all."""
+    total = 0
+    counts, field = True, b"Pss:"
+    try:
+        with open(f"/proc/{pid}/smaps", "rb") as file:
+            for line in file:
+                if line[:1] in b"0123456789abcdef":
+                    words = line.split(maxsplit=5)
+                    name = words[5] if len(words) > 5 else b""
+                    # a file's pages are counted by whoever holds the file; ours are the copies
+                    is_file = name.startswith(b"/") and not name.startswith(b"/dev/zero")
+                    field = b"Private_Dirty:" if is_file else b"Pss:"
+                    counts = not (is_file and words[1][3:4] == b"s")
+                elif counts and line.startswith(field):
+                    total += _kibibytes(line)
+    except OSError:
+        return total
+    return total
+
+
+def _kibibytes(line: bytes) -> int:
+    return int(line.split()[1]) << 10
+
+
+def _memfds(processes: Sequence[int]) -> int:
+    """Bytes of files that are held in memory by descriptors alone."""
+    sizes: dict[int, int] = {}
+    for pid in processes:
+        folder = f"/proc/{pid}/fd"
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        for name in names:
+            try:
+                if os.readlink(f"{folder}/{name}").startswith(_MEMFD):
+                    status = os.stat(f"{folder}/{name}")
+                    sizes[status.st_ino] = status.st_blocks * 512
+            except OSError:
+                continue
+    return sum(sizes.values())

@@ -1,0 +1,107 @@
+"""What the options grant, in a real sandbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from py_code_mode.sandbox.probe import probe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .conftest import Run
+
+pytestmark = pytest.mark.skipif(
+    probe().backends[0] not in ("namespaces", "bubblewrap"), reason="there are no walls here"
+)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "data.csv").write_text("seven")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+
+
+def test_host_is_hidden_but_for_what_is_granted(run: Run, data: Path) -> None:
+    code = f"open('{data}/data.csv').read()"
+    assert "FileNotFoundError" in run("run", "-c", code).stderr
+    assert run("run", "-c", code, "--read", str(data)).stdout == "'seven'\n"
+    write = f"open('{data}/out.csv', 'w').write('x')"
+    assert run("run", "-c", write, "--read", str(data)).returncode == 1
+    assert run("run", "-c", write, "--write", str(data)).stdout == "1\n"
+    assert (data / "out.csv").read_text() == "x"
+    assert run("run", "-c", code, "--no-sandbox").stdout == "'seven'\n"
+
+
+def test_script_reads_its_own_folder_and_nothing_above(run: Run, data: Path) -> None:
+    (data.parent / "above.csv").write_text("secret")
+    script = data / "script.py"
+    script.write_text(
+        "import pathlib\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "print((here / 'data.csv').read_text(), (here.parent / 'above.csv').exists())\n"
+        "(here / 'data.csv').write_text('changed')\n"
+    )
+    done = run("run", str(script))
+    assert done.stdout == "seven False\n"
+    assert done.returncode == 1
+    assert (data / "data.csv").read_text() == "seven"
+    assert run("run", str(script), "--memory", "1GiB").stdout == "seven False\n"
+
+
+def test_script_beside_its_workspace_does_not_see_it(run: Run, here: Path) -> None:
+    tools = here / ".code-mode" / "tools"
+    tools.mkdir(parents=True)
+    (tools / "text.py").write_text("def shout(text: str) -> str:\n    return text.upper()\n")
+    (here / "data.csv").write_text("seven")
+    (here / "script.py").write_text(
+        "import os\n"
+        "here = os.path.dirname(__file__)\n"
+        "print(sorted(os.listdir(here)), open(f'{here}/data.csv').read(), tools.shout('x'))\n"
+    )
+    assert run("run", "script.py").stdout == "['data.csv', 'script.py'] seven X\n"
+
+
+def test_workspace_is_granted_by_no_option(run: Run, here: Path) -> None:
+    (here / ".code-mode").mkdir()
+    for option in ("--read", "--write", "--workdir"):
+        done = run("run", "-c", "1", option, str(here))
+        assert done.returncode == 2
+        assert "which no sandbox may see" in done.stderr
+
+
+def test_workflow_written_in_the_sandbox_waits_for_approval_outside(run: Run) -> None:
+    code = "workflows.create('plan', 'def run():\\n    return 42\\n', 'A plan')['origin']"
+    assert run("run", "-c", code).stdout in ("'namespaces'\n", "'bubblewrap'\n")
+    assert run("workflows", "call", "plan").stdout == "42\n"
+    for weaker in (["--no-sandbox"], ["--executor", "in_process"]):
+        refused = run("workflows", "call", "plan", *weaker)
+        assert refused.returncode == 1
+        assert "py-code-mode workflows approve plan" in refused.stderr
+    assert run("workflows", "approve", "plan", "--yes").returncode == 0
+    assert run("workflows", "call", "plan", "--no-sandbox").stdout == "42\n"
+
+
+def test_tools_that_the_code_leaves_in_a_new_workspace_are_not_run(run: Run, here: Path) -> None:
+    code = (
+        "import os\n"
+        "os.makedirs('.code-mode/tools')\n"
+        "open('.code-mode/tools/evil.py', 'w').write('open(\"/tmp/code-mode-evil\", \"x\")\\n')\n"
+        "tools.list()"
+    )
+    done = run("run", "-c", code, "--workdir", ".")
+    assert "is not trusted" in done.stderr
+    assert (here / ".code-mode" / "tools" / "evil.py").exists()
+    for command in (["tools", "list"], ["run", "-c", "tools.list()"]):
+        done = run(*command)
+        assert done.returncode == 2
+        assert "while sandboxed code could write there" in done.stderr

@@ -1,0 +1,457 @@
+"""Sessions behind walls: what they see, what they keep apart, what their limits do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import psutil
+import pytest
+from anyio.abc import SocketAttribute
+
+from py_code_mode import ConfigError, Policy, Session
+from py_code_mode.execution import zygote
+from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
+from py_code_mode.sandbox.probe import probe
+from py_code_mode.scratch import sweep
+from py_code_mode.storage import FileStorage
+
+if TYPE_CHECKING:
+    from anyio.abc import SocketStream
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(
+        "namespaces" not in probe().backends, reason="this machine allows no namespaces"
+    ),
+]
+PATIENCE = 60.0
+MIB = 1 << 20
+
+
+def session(base: Path, *, workdir: Path | None = None, pool: int = 0, **policy: Any) -> Session:
+    config = SubprocessConfig(policy=Policy(**policy), backend="namespaces", pool=pool)
+    return Session(FileStorage(base), SubprocessExecutor(config), workdir=workdir)
+
+
+async def value(of: Session, code: str) -> Any:
+    result = await of.run(code)
+    assert result.is_ok, result.error
+    return result.value
+
+
+async def test_only_the_system_and_the_environment_can_be_seen(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("x")
+    async with session(tmp_path / "base") as guest:
+        assert not await value(guest, f"import os; os.path.exists({str(secret)!r})")
+        assert await value(guest, "os.listdir('/home')") == ["user"]
+        assert await value(guest, "os.listdir(os.path.expanduser('~'))") == []
+        assert not await value(guest, f"os.path.exists({str(Path.home() / '.ssh')!r})")
+        assert await value(guest, "os.getcwd()") == "/work"
+
+
+async def test_a_granted_folder_can_be_read_and_not_written(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.csv").write_text("1,2")
+    (data / "a.csv").chmod(0o600)
+    async with session(tmp_path / "base", read=[data]) as guest:
+        assert await value(guest, f"open({str(data / 'a.csv')!r}).read()") == "1,2"
+        result = await guest.run(f"open({str(data / 'b.csv')!r}, 'w')")
+        assert result.failure is not None
+        assert result.failure.type == "OSError"
+    assert not (data / "b.csv").exists()
+
+
+async def test_what_is_written_to_a_granted_folder_belongs_to_its_owner(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    async with session(tmp_path / "base", write=[out]) as guest:
+        await value(guest, f"open({str(out / 'new.txt')!r}, 'w').write('made inside')")
+    assert (out / "new.txt").read_text() == "made inside"
+    assert (out / "new.txt").stat().st_uid == os.geteuid()
+
+
+async def test_a_given_workdir_is_the_guests_and_stays(tmp_path: Path) -> None:
+    workdir = tmp_path / "work"
+    async with session(tmp_path / "base", workdir=workdir) as guest:
+        assert await value(guest, "import os; os.getcwd()") == str(workdir)
+        await value(guest, "open('kept.txt', 'w').write('kept')")
+    assert (workdir / "kept.txt").read_text() == "kept"
+
+
+async def test_a_path_that_does_not_exist_cannot_be_granted(tmp_path: Path) -> None:
+    guest = session(tmp_path / "base", read=[tmp_path / "missing"])
+    with pytest.raises(ConfigError, match="does not exist"):
+        await guest.start()
+    await guest.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/proc", "/tmp", "/dev"])
+async def test_what_belongs_to_the_sandbox_cannot_be_granted(tmp_path: Path, path: str) -> None:
+    guest = session(tmp_path / "base", read=[path])
+    with pytest.raises(ConfigError, match=r"cannot be granted|holds the workspace"):
+        await guest.start()
+    await guest.close()
+
+
+async def test_sessions_see_nothing_of_each_other(tmp_path: Path) -> None:
+    async with session(tmp_path / "base") as one, session(tmp_path / "base") as other:
+        await value(one, "for p in ('/work/a', '/tmp/a', '/dev/shm/a'): open(p, 'w').write('mine')")
+        seen = "import os; [os.path.exists(p) for p in ('/work/a', '/tmp/a', '/dev/shm/a')]"
+        assert await value(one, seen) == [True, True, True]
+        assert await value(other, seen) == [False, False, False]
+        pids = "import os; sorted(int(name) for name in os.listdir('/proc') if name.isdigit())[:1]"
+        assert await value(other, pids) == [1]
+        assert len(await value(other, "[n for n in os.listdir('/proc') if n.isdigit()]")) <= 3
+
+
+async def test_only_named_variables_of_the_host_are_passed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN_OF_THE_HOST", "secret")
+    monkeypatch.setenv("WANTED", "yes")
+    async with session(tmp_path / "base", env=["WANTED"]) as guest:
+        found = await value(guest, "import os; dict(os.environ)")
+        assert found["WANTED"] == "yes"
+        assert "TOKEN_OF_THE_HOST" not in found
+        assert found["HOME"] == "/home/user"
+        assert b"secret" not in await value(guest, "open('/proc/self/environ', 'rb').read()")
+        result = await guest.run("open('/proc/1/environ', 'rb').read()")
+        assert result.failure is not None
+        assert result.failure.type == "PermissionError"
+
+
+async def test_there_is_no_network_but_its_own(tmp_path: Path) -> None:
+    async with session(tmp_path / "base") as guest:
+        result = await guest.run("import socket; socket.create_connection(('192.0.2.1', 80), 2)")
+        assert result.failure is not None
+        assert "unreachable" in result.failure.message
+        served = await value(
+            guest,
+            "import threading\n"
+            "server = socket.create_server(('127.0.0.1', 0))\n"
+            "thread = threading.Thread(target=lambda: server.accept()[0].sendall(b'hello'))\n"
+            "thread.start()\n"
+            "client = socket.create_connection(server.getsockname()); got = client.recv(9)\n"
+            "thread.join(); server.close(); client.close(); got",
+        )
+        assert served == b"hello"
+
+
+async def test_an_open_network_is_the_hosts(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        async with session(tmp_path / "base", network="open") as guest:
+            code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 5).close(); 1"
+            assert await value(guest, code) == 1
+        async with session(tmp_path / "base") as guest:
+            result = await guest.run(code)
+            assert result.failure is not None
+
+
+ASK = """
+import urllib.request, urllib.error
+def ask(url):
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+"""
+
+
+async def test_listed_hosts_can_be_reached_and_no_others(tmp_path: Path) -> None:
+    async def answer(stream: SocketStream) -> None:
+        async with stream:
+            await stream.receive()
+            body = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+            await stream.send(body)
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as server:
+        port = server.extra(SocketAttribute.local_port)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(server.serve, answer)
+            async with session(tmp_path / "base", network=[f"127.0.0.1:{port}"]) as guest:
+                # NO_PROXY names what is local to the guest, which this is not
+                await guest.run(
+                    ASK + "import os; os.environ.pop('NO_PROXY'), os.environ.pop('no_proxy')"
+                )
+                assert await value(guest, f"ask('http://127.0.0.1:{port}/')") == (200, b"hello")
+                status, body = await value(guest, "ask('http://example.org/')")
+                assert status == 403
+                assert "example.org" in body.decode()
+                direct = f"import socket; socket.create_connection(('127.0.0.1', {port}), 5)"
+                result = await guest.run(direct)
+                assert result.failure is not None
+                decisions = [(record.host, record.decision) for record in guest.network_log]
+                assert decisions == [("127.0.0.1", "allowed"), ("example.org", "denied")]
+            tasks.cancel_scope.cancel()
+
+
+# -- limits
+
+MEMORY_BOMBS = {
+    "bytes": "x = bytearray(900 << 20)",
+    "many small ones": "x = [bytes(1 << 20) for _ in range(2000)]",
+    "numpy": "import numpy; x = numpy.ones(120_000_000)",
+    "shared mapping": (
+        "import mmap\nx = mmap.mmap(-1, 900 << 20)\n"
+        "for at in range(0, 900 << 20, 4096): x[at] = 1\n"
+        "import time; time.sleep(30)"
+    ),
+    "memfd": (
+        "import os, time\nfd = os.memfd_create('x')\n"
+        "for _ in range(900): os.write(fd, bytes(1 << 20))\n"
+        "time.sleep(30)"
+    ),
+    "files": (
+        "import time\n"
+        "with open('/tmp/x', 'wb') as file:\n"
+        "    for _ in range(900): file.write(bytes(1 << 20))\n"
+        "time.sleep(30)"
+    ),
+    "children": (
+        "import subprocess, sys, time\n"
+        "code = 'import time; x = b\"x\" * (200 << 20); time.sleep(60)'\n"
+        "children = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(4)]\n"
+        "time.sleep(30)"
+    ),
+}
+
+
+@pytest.mark.parametrize("code", MEMORY_BOMBS.values(), ids=MEMORY_BOMBS)
+async def test_a_session_cannot_hold_more_memory_than_its_limit(tmp_path: Path, code: str) -> None:
+    async with session(tmp_path / "base", memory="500MiB", disk="2GiB") as guest:
+        with anyio.fail_after(PATIENCE):
+            result = await guest.run(code, timeout=25)
+            assert result.failure is not None
+            if "MemoryError" not in result.failure.type:
+                assert result.failure.limit == "memory", result.error
+            assert await value(guest, "1 + 1") == 2
+
+
+async def test_files_of_a_session_have_a_limit(tmp_path: Path) -> None:
+    async with session(tmp_path / "base", disk="20MiB") as guest:
+        for place in ("/work/x", "/tmp/x", "/dev/shm/x"):
+            result = await guest.run(
+                f"with open({place!r}, 'wb') as file:\n"
+                "    for _ in range(40): file.write(bytes(1 << 20))"
+            )
+            assert result.failure is not None
+            assert "No space left" in result.failure.message
+            assert await value(guest, f"import os; os.remove({place!r}); 1") == 1
+
+
+async def test_a_fork_bomb_ends_with_its_run(tmp_path: Path) -> None:
+    async with session(tmp_path / "base", processes=40) as guest:
+        with anyio.fail_after(PATIENCE):
+            result = await guest.run(
+                "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+                timeout=1.0,
+            )
+            assert result.failure is not None
+            assert await value(guest, "1 + 1") == 2
+            count = "import os; len([name for name in os.listdir('/proc') if name.isdigit()])"
+            assert await value(guest, count) <= 4
+
+
+async def test_more_processor_time_than_the_limit_is_told(tmp_path: Path) -> None:
+    async with session(tmp_path / "base", cpu=1) as guest:
+        with anyio.fail_after(PATIENCE):
+            result = await guest.run("while True: pass", timeout=30)
+            assert result.failure is not None
+            assert result.failure.limit == "cpu", result.error
+            assert await value(guest, "1 + 1") == 2
+
+
+async def test_a_file_larger_than_the_limit_is_an_error_of_the_code(tmp_path: Path) -> None:
+    async with session(tmp_path / "base", file_size="1MiB") as guest:
+        result = await guest.run("open('/work/x', 'wb').write(bytes(2 << 20))")
+        assert result.failure is not None
+        assert "too large" in result.failure.message
+        assert result.state == "kept"
+
+
+# -- zygotes
+
+
+def zygotes() -> list[zygote.Zygote]:
+    return list(vars(zygote)["_zygotes"].values())
+
+
+def sandbox_of(guest: Session) -> Any:
+    executor: object = vars(guest)["_executor"]
+    return vars(executor)["_sandbox"]
+
+
+def wall_of(guest: Session) -> zygote.Zygote:
+    found: zygote.Zygote = sandbox_of(guest).zygote
+    return found
+
+
+async def test_sessions_of_one_kind_share_a_zygote(tmp_path: Path) -> None:
+    async with session(tmp_path / "base") as one, session(tmp_path / "other") as other:
+        assert wall_of(one) is wall_of(other)
+        data = tmp_path / "data"
+        data.mkdir()
+        async with session(tmp_path / "base", read=[data]) as third:
+            assert wall_of(third) is not wall_of(one)
+
+
+async def test_a_zygote_that_ended_is_replaced(tmp_path: Path) -> None:
+    async with session(tmp_path / "base") as guest:
+        first = wall_of(guest)
+    first.process.kill()
+    first.process.wait()
+    async with session(tmp_path / "base") as guest:
+        assert wall_of(guest) is not first
+        assert await value(guest, "1 + 1") == 2
+
+
+async def test_the_end_of_a_zygote_ends_its_sessions_and_they_begin_anew(tmp_path: Path) -> None:
+    async with session(tmp_path / "base") as guest:
+        await value(guest, "x = 1; x")
+        template = wall_of(guest)
+        keeper = sandbox_of(guest).keeper
+        template.process.kill()
+        with anyio.fail_after(PATIENCE):
+            while not keeper.is_over:  # noqa: ASYNC110  the kernel takes its time
+                await anyio.sleep(0.01)
+            result = await guest.run("x")
+            assert result.state == "lost"
+            assert await value(guest, "1 + 1") == 2
+
+
+async def test_a_session_from_the_pool_is_like_any_other(tmp_path: Path) -> None:
+    async with session(tmp_path / "base", pool=1) as guest:
+        await value(guest, "x = 1; x")
+    async with session(tmp_path / "base", pool=1) as guest:
+        result = await guest.run("x")
+        assert result.failure is not None
+        assert result.failure.type == "NameError"
+        assert await value(guest, "import os; os.listdir('/packages')") == []
+    zygote.close_zygotes()
+
+
+async def test_a_pool_that_died_is_passed_over(tmp_path: Path) -> None:
+    async with session(tmp_path / "base", pool=2) as guest:
+        template = wall_of(guest)
+        (waiting,) = vars(template)["_waiting"].values()
+        assert len(waiting) == 2
+        for one in waiting:
+            one.keeper.shutdown(2)
+    async with session(tmp_path / "base", pool=0) as guest:
+        assert await value(guest, "1 + 1") == 2
+    zygote.close_zygotes()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
+async def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, steps: int) -> None:
+    async with session(tmp_path / "base"):
+        guest = session(tmp_path / "base")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(guest.start)
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        await guest.close()
+
+
+HOST = """
+import anyio, os, sys
+from pathlib import Path
+from py_code_mode import Session
+
+async def main():
+    async with Session.subprocess(sys.argv[1]) as guest:
+        await guest.run("import subprocess; child = subprocess.Popen(['sleep', '300'])")
+        print("ready", flush=True)
+        await guest.run("while True: pass")
+
+anyio.run(main)
+"""
+
+
+def test_nothing_outlives_a_host_that_is_killed(tmp_path: Path) -> None:
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, str(tmp_path / "base")], stdout=subprocess.PIPE, text=True
+    )
+    assert host.stdout is not None
+    with host.stdout:
+        assert host.stdout.readline() == "ready\n"
+    started = psutil.Process(host.pid).children(recursive=True)
+    host.send_signal(signal.SIGKILL)
+    host.wait()
+    assert len(started) >= 5  # the wall, the zygote, the keeper, the worker, its child
+    until = time.monotonic() + PATIENCE
+    while any(process.is_running() for process in started):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    sweep(Path(tempfile.gettempdir()))  # as the next session of any process does
+
+
+async def test_ordinary_code_works_inside(tmp_path: Path) -> None:
+    code = textwrap.dedent(
+        """
+        import asyncio, concurrent.futures, json, multiprocessing, os, pwd, sqlite3, subprocess
+        import sys, tempfile, threading, zoneinfo, datetime
+        found = {}
+        found["thread"] = list(concurrent.futures.ThreadPoolExecutor(4).map(abs, [-1, -2]))
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            found["pool"] = pool.map(abs, [-1, -2])
+        shell = subprocess.run("echo $((1+1)) | cat", shell=True, capture_output=True)
+        found["shell"] = shell.stdout
+        found["python"] = subprocess.check_output([sys.executable, "-c", "print(1)"])
+        found["async"] = asyncio.run(asyncio.sleep(0, 5))
+        database = sqlite3.connect("/work/x.db")
+        database.execute("create table t (a)"); database.execute("insert into t values (1)")
+        database.commit()
+        found["sqlite"] = database.execute("select a from t").fetchall()
+        found["zone"] = str(datetime.datetime(2026, 1, 1, tzinfo=zoneinfo.ZoneInfo("Europe/Paris")))
+        found["user"] = pwd.getpwuid(os.getuid()).pw_name
+        with tempfile.NamedTemporaryFile() as file:
+            found["temporary"] = os.path.dirname(file.name)
+        import numpy, pandas, pyarrow
+        found["frame"] = int(pandas.DataFrame({"a": [1, 2]}).groupby("a").size().sum())
+        found
+        """
+    )
+    async with session(tmp_path / "base") as guest:
+        with anyio.fail_after(PATIENCE):
+            found = await value(guest, code)
+        assert json.loads(json.dumps(found, default=bytes.decode)) == {
+            "thread": [1, 2],
+            "pool": [1, 2],
+            "shell": "2\n",
+            "python": "1\n",
+            "async": 5,
+            "sqlite": [[1]],
+            "zone": "2026-01-01 00:00:00+01:00",
+            "user": "user",
+            "temporary": "/tmp",
+            "frame": 2,
+        }
+
+
+async def test_packages_that_are_added_can_be_imported_inside(tmp_path: Path) -> None:
+    async with session(tmp_path / "base") as guest:
+        executor: Any = vars(guest)["_executor"]
+        folder: Path = executor.overlay
+        (folder / "made_up_module.py").write_text("answer = 42")
+        assert await value(guest, "import made_up_module; made_up_module.answer") == 42
+        result = await guest.run("open('/packages/x', 'w')")
+        assert result.failure is not None
+        assert await value(guest, "import os; os.listdir('/overlays')") == []
