@@ -269,7 +269,8 @@ class SandboxUnavailable(CodeModeError):
     def __init__(self, wanted: str, reasons: tuple[str, ...]) -> None:
         listed = "".join(f"\n- {reason}" for reason in reasons)
         super().__init__(
-            f"this machine cannot enforce {wanted}; `py-code-mode doctor` tells what it can:{listed}"
+            f"this machine cannot enforce {wanted}; `py-code-mode doctor` tells what it can:"
+            f"{listed}"
         )
         self.wanted, self.reasons = wanted, reasons
 

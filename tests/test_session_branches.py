@@ -304,3 +304,17 @@ async def test_executor_that_cannot_copy_says_so(tmp_path: Path) -> None:
     async with Session.inprocess(tmp_path) as guest:
         with pytest.raises(CapabilityMissing, match="checkpoint"):
             await guest.fork()
+
+
+@with_copies
+async def test_private_environment_lasts_as_long_as_a_fork_uses_it(tmp_path: Path) -> None:
+    guest = session(tmp_path, cache_venv=False)
+    await guest.start()
+    other = await guest.fork()
+    folder = guest._executor.environment.folder  # pyright: ignore[reportPrivateUsage]
+    assert folder is not None
+    await guest.close()
+    assert folder.exists()
+    assert await value(other, "import wave; 1 + 1") == 2
+    await other.close()
+    assert not folder.exists()

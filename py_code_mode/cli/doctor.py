@@ -22,7 +22,7 @@ import typer
 from py_code_mode.cli.cell import tell_of_first_environment
 from py_code_mode.cli.loop import complete
 from py_code_mode.cli.options import Base, Json, workspace
-from py_code_mode.cli.terminal import has_colours, printable, show_json, show_text
+from py_code_mode.cli.terminal import has_colours, printable, say, show_json, show_text
 from py_code_mode.errors import CodeModeError, WorkspaceNotTrusted
 from py_code_mode.execution.executor import Capability
 
@@ -48,16 +48,25 @@ def doctor(
     network: Annotated[
         bool, typer.Option("--network", help="Ask the package index too, for a few seconds.")
     ] = False,
+    escapes: Annotated[
+        bool,
+        typer.Option("--escapes/--no-escapes", help="Attack the sandbox, for 10 to 20 seconds."),
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Tell what this machine has, and what to do about what it lacks.
 
-    Starts a worker. Exit status: 1 where code cannot be run.
+    Starts a worker, and attacks its sandbox. Exit status: 1 where code cannot be run, or gets out.
     """
     checks = complete(_examine, workspace(base), network, as_json)
+    attacked: dict[str, object] | None = None
+    if escapes and all(check.level != "problem" for check in checks if check.name == "worker"):
+        tried, attacked = complete(_escapes, as_json)
+        checks.append(tried)
     works = all(check.level != "problem" for check in checks)
     if as_json:
-        show_json({"ok": works, "checks": [asdict(check) for check in checks]})
+        shown: dict[str, object] = {"ok": works, "checks": [asdict(check) for check in checks]}
+        show_json({**shown, "escapes": attacked} if attacked is not None else shown)
     raise typer.Exit(0 if works else 1)
 
 
@@ -82,6 +91,34 @@ async def _examine(base: Path, network: bool, quiet: bool) -> list[Check]:
             for check in checks:
                 _show(check)
     return found
+
+
+async def _escapes(quiet: bool) -> tuple[Check, dict[str, object] | None]:
+    """Attack sandboxes of this machine in every way that is known."""
+    from py_code_mode.cli.escapes import run_escapes
+
+    if not quiet:
+        say("attacking the sandbox, for 10 to 20 seconds; --no-escapes leaves it out")
+    try:
+        report = await run_escapes()
+    except (CodeModeError, OSError) as error:
+        check = Check(name="escape suite", level="problem", text=str(error), remedy="see above")
+        report = None
+    else:
+        got_out = [f"{verdict.name}: {verdict.text}" for verdict in report.escaped]
+        text = "; ".join([str(report), *got_out])
+        if report.left_out:
+            needs = " and ".join(sorted(set(report.left_out.values())))
+            text += f"; {len(report.left_out)} not tried, which only {needs} would withstand"
+        check = Check(
+            name="escape suite",
+            level="problem" if got_out else "ok" if report.verdicts else "warning",
+            text=text,
+            remedy="run nothing here that you do not trust, and report it" if got_out else "",
+        )
+    if not quiet:
+        _show(check)
+    return check, None if report is None else report.to_json()
 
 
 def _blocking(check: Callable[[], Iterator[Check]]) -> Callable[[], Awaitable[list[Check]]]:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 import anyio.to_thread
@@ -33,6 +33,7 @@ from py_code_mode.errors import CodeModeError
 from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
 from py_code_mode.sandbox.escapes import all_attacks, cell
 from py_code_mode.sandbox.escapes.attempt import OWN_FILES
+from py_code_mode.sandbox.escapes.proxy import ALLOWED
 from py_code_mode.sandbox.policy import Policy
 from py_code_mode.sandbox.probe import probe, sandbox_user
 from py_code_mode.session import Session
@@ -40,7 +41,7 @@ from py_code_mode.storage import FileStorage
 from py_code_mode.stores.file import FileStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from py_code_mode.execution.sandbox import BackendChoice
     from py_code_mode.results import ExecutionResult
@@ -52,14 +53,15 @@ ROUGH_TIMEOUT = 3.0
 #: Seconds for a group of attacks that leave the worker as it is.
 QUIET_TIMEOUT = 60.0
 #: Sessions under attack at the same time.
-LANES = 3
+LANES = 4
 #: Bytes that the host may grow by while it is attacked.
 HOST_GROWTH = 600 << 20
 #: What a session under attack may have.
 MEMORY, DISK, FILE_SIZE, PROCESSES, FILES = 128 << 20, 48 << 20, 32 << 20, 48, 256
-_LANGUAGE_OF_TERMINALS = re.compile(
-    r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e]|\x1b(?!\[[0-9;:]*m)"
-)
+#: What a terminal would obey, colours aside.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e]|\x1b(?!\[[0-9;:]*m)")
+#: The group whose session has a list of hosts.
+_PROXY = "proxy"
 _TOOL = """
 name: show
 description: Shows a file
@@ -155,7 +157,7 @@ async def run_escapes(
     best = (await anyio.to_thread.run_sync(probe)).backends[0] if backend == "auto" else backend
     if best == "none":
         return EscapeReport(backend=best, uid=os.geteuid(), verdicts=(), duration=0.0)
-    with Scene.set() as scene:
+    with Scene.set(best) as scene:
         suite = _Suite(scene, best, on_result)
         wanted = None if groups is None else frozenset(groups)
         await suite.run(
@@ -191,7 +193,7 @@ class Scene:
 
     @classmethod
     @contextlib.contextmanager
-    def set(cls) -> Iterator[Scene]:
+    def set(cls, backend: Backend) -> Generator[Scene]:
         """Set it up; all of it is gone afterwards."""
         token, name = secrets.token_hex(16), f"pcm-{secrets.token_hex(4)}"
         variable = f"PY_CODE_MODE_SECRET_{secrets.token_hex(4)}"
@@ -212,13 +214,15 @@ class Scene:
             made.callback(os.environ.pop, variable, None)
             # of the very user that a sandbox runs as
             inside = sandbox_user()
-            user = {} if inside is None else {"user": inside, "extra_groups": ()}
-            victim = subprocess.Popen(
+            if inside is not None and backend != "namespaces":
+                os.chown(folder / "written", inside, inside)  # these map no owners
+            victim: subprocess.Popen[bytes] = subprocess.Popen(
                 ["/bin/sleep", "3600"],
                 env={variable: token},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                **cast("dict[str, Any]", user),
+                user=inside,
+                extra_groups=None if inside is None else (),
             )
             made.callback(_end, victim)
             listeners = tuple(made.enter_context(one) for one in _listen(folder, name))
@@ -253,6 +257,7 @@ class Scene:
             "port6": tcp6,
             "udp": udp,
             "address": _own_address(),
+            "machine": socket.gethostname(),
             "abstract": self.name,
             "socket": str(self.folder / "secret" / "socket"),
             "datagrams": str(self.folder / "secret" / "datagrams"),
@@ -347,7 +352,8 @@ class _Suite:
             attacks = self._claimed(attacks)
             quiet = [attack for attack in attacks if not attack.is_rough]
             rough = [attack for attack in attacks if attack.is_rough]
-            await self._try_quiet(quiet)
+            await self._try_quiet([attack for attack in quiet if attack.group != _PROXY], "none")
+            await self._try_quiet([attack for attack in quiet if attack.group == _PROXY], ALLOWED)
             lanes = [rough[lane::LANES] for lane in range(LANES)]
             async with anyio.create_task_group() as tasks:
                 for lane in lanes:
@@ -358,10 +364,6 @@ class _Suite:
         await self._look_at_a_new_session()
         grown = _memory_of_host() - memory
         self._judge("the host's memory", grown < HOST_GROWTH, f"{grown >> 20} MiB more")
-        # what a session leaves takes a moment to end
-        with anyio.move_on_after(5):
-            while self._scene.processes():
-                await anyio.sleep(0.01)
         left = self._scene.processes()
         self._judge("processes that outlive their session", not left, f"{len(left)}")
 
@@ -371,22 +373,25 @@ class _Suite:
         self.left_out = {attack.name: attack.needs for attack in attacks if attack.needs not in has}
         return [attack for attack in attacks if attack.needs in has]
 
-    def _session(self, **limits: Any) -> Session:
+    def _session(self, **allowed: Any) -> Session:
+        given: dict[str, Any] = {"disk": None if self.backend == "landlock" else DISK, **allowed}
         policy = Policy(
-            read=[self._scene.folder / "granted"],
-            write=[self._scene.folder / "written"],
-            **{"disk": None if self.backend == "landlock" else DISK, **limits},
+            read=[self._scene.folder / "granted"], write=[self._scene.folder / "written"], **given
         )
         config = SubprocessConfig(
-            policy=policy, backend=self._choice, default_timeout=QUIET_TIMEOUT, protect="idle"
+            policy=policy, backend=self._choice, default_timeout=QUIET_TIMEOUT
         )
         return Session(FileStorage(self._scene.folder / "base"), SubprocessExecutor(config))
 
     # -- the quiet ones
 
-    async def _try_quiet(self, attacks: Sequence[Attack]) -> None:
+    async def _try_quiet(
+        self, attacks: Sequence[Attack], network: Literal["none"] | tuple[str, ...]
+    ) -> None:
         groups = list(dict.fromkeys(attack.group for attack in attacks))
-        async with self._session(open_files=FILES) as session:
+        if not groups:
+            return
+        async with self._session(open_files=FILES, network=network) as session:
             await self._ready(session, groups)
             for group in groups:
                 names = [attack.name for attack in attacks if attack.group == group]
@@ -394,7 +399,8 @@ class _Suite:
                 found = result.value
                 if not isinstance(found, dict):
                     found = dict.fromkeys(names, f"BROKEN: {result.error or found!r}")
-                self._judge(f"secrets after {group}", not self._leaks(result), "told a secret")
+                is_quiet = not self._leaks(result)
+                self._judge(f"secrets after {group}", is_quiet, "none told" if is_quiet else "told")
                 for name in names:
                     self._tell(name, group, str(cast("dict[str, str]", found).get(name, "BROKEN:")))
                 self._look_at_host(group)
@@ -429,7 +435,12 @@ class _Suite:
 
     async def _try(self, session: Session, attack: Attack) -> str:
         try:
-            await self._ready(session, [attack.group])
+            try:
+                await self._ready(session, [attack.group])
+            except CodeModeError:
+                # what the attack before this one left, such as a child that still sends, has ended
+                # the worker only now
+                await self._ready(session, [attack.group])
             result = await session.run(f"verdicts([{attack.name!r}])", timeout=ROUGH_TIMEOUT)
             if self._leaks(result):
                 return "ESCAPED: told a secret"
@@ -471,7 +482,7 @@ class _Suite:
     def _look_at_screen(self, result: ExecutionResult) -> None:
         """What was printed and shown, as a terminal and a notebook would get it."""
         text = printable(result.to_text(100_000) + result.stdout + result.stderr)
-        obeyed = _LANGUAGE_OF_TERMINALS.findall(text)
+        obeyed = _OBEYED.findall(text)
         self._judge("what a terminal is given", not obeyed, f"obeyed: {obeyed[:10]}")
         page = result._repr_html_()  # pyright: ignore[reportPrivateUsage]
         outside = re.sub(r'<iframe sandbox="" [^>]*srcdoc="[^"]*"></iframe>', "", page)
@@ -515,7 +526,8 @@ class _Suite:
     async def _look_at_a_new_session(self) -> None:
         async with self._session() as session:
             result = await session.run(_NEW)
-        self._judge("a session made afterwards", result.value == [], f"{result.value}")
+        text = result.error or f"found in it: {result.value}"
+        self._judge("a session made afterwards", result.value == [], text)
 
 
 _NEIGHBOUR = """
@@ -566,8 +578,11 @@ def still_here():
 
 _NEW = """
 import os, sys
-with open("/proc/self/mounts") as _file:
-    _mounts = [line.split()[1] for line in _file]
+try:
+    with open("/proc/self/mounts") as _file:
+        _mounts = [line.split()[1] for line in _file]
+except OSError:
+    _mounts = []
 _found = [name for name in ("PLANTED",) if name in os.environ]
 _found += [name for name in ("planted", "json_planted") if name in sys.modules]
 for _place in (".", "/tmp", "/dev/shm", os.path.expanduser("~"), "/packages"):

@@ -103,6 +103,7 @@ class Setup:
         is_workdir_private: it was made for this session only, so that an executor may give the
             guest another one that nobody else sees.
         overlay: folder with the session's own packages, put at the end of ``sys.path``.
+        shown: what a sandbox shows of the host, by which the guest explains what it refuses.
     """
 
     session_id: str
@@ -110,6 +111,7 @@ class Setup:
     workdir: Path
     is_workdir_private: bool = False
     overlay: Path | None = None
+    shown: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

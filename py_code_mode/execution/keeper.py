@@ -91,7 +91,7 @@ class Keeper:
         self._changed = anyio.Event()
         self._started: tuple[int, int] | None = None
         self._cleared = 0
-        self._adopted: list[int] = []
+        self._adopting: dict[int, asyncio.Future[int]] = {}
         self._is_over = False
         self._listener: socket.socket | None = None
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -126,6 +126,7 @@ class Keeper:
                 if rest:
                     self._listener = socket.socket(fileno=rest[0])
             case "started":
+                self._unclaimed.pop(message["pid"], None)  # another's, who had this number before
                 self._started = (message["pid"], fds[0])
             case "failed":
                 self._failure = ConfinementFailed(message["step"], message["reason"])
@@ -134,7 +135,13 @@ class Keeper:
             case "cleared":
                 self._cleared += 1
             case "adopted":
-                self._adopted.append(fds[0] if fds else -1)
+                self._unclaimed.pop(message["pid"], None)
+                adopting = self._adopting.pop(message["pid"], None)
+                if adopting is not None and not adopting.done():
+                    adopting.set_result(fds[0] if fds else -1)
+                else:
+                    for fd in fds:  # nobody waits for it any more; it ends without its socket
+                        os.close(fd)
             case _:
                 self._exited(message["pid"], message["status"], message["limit"])
         self._notify()
@@ -166,6 +173,10 @@ class Keeper:
         processes, self._processes = self._processes, {}
         for process in processes.values():
             process.exited(_KILLED, None)
+        for adopting in self._adopting.values():
+            if not adopting.done():
+                adopting.set_result(-1)
+        self._adopting.clear()
         self._notify()
 
     # -- what it is asked for
@@ -244,19 +255,23 @@ class Keeper:
     async def adopt(self, pid: int) -> int:
         """A pidfd, the caller's, of a sleeping copy that was woken, as a worker from now on.
 
-        One at a time.
-
         Args:
             pid: inside the session, as the copy says.
 
         Raises:
             GuestDied: there is no such process any more.
         """
-        self._tell({"t": "adopt", "pid": pid})
-        with anyio.CancelScope(shield=True), anyio.move_on_after(END_TIMEOUT):
-            while not self._is_over and not self._adopted:
-                await self._changed.wait()
-        pidfd = self._adopted.pop(0) if self._adopted else -1
+        pidfd = -1
+        if not self._is_over:
+            self._tell({"t": "adopt", "pid": pid})
+            adopting = self._adopting[pid] = self._loop.create_future()
+            try:
+                with anyio.move_on_after(END_TIMEOUT):
+                    pidfd = await adopting
+            except BaseException:
+                if adopting.done() and not adopting.cancelled() and adopting.result() >= 0:
+                    os.close(adopting.result())
+                raise
         if pidfd < 0:
             raise GuestDied("was not woken: its copy is gone")
         return pidfd
@@ -273,10 +288,15 @@ class Keeper:
         """Name the sleeping copies, which a limit that is hit does not end."""
         self._tell({"t": "spare", "pids": list(pids)})
 
-    async def clear(self, spared: Iterable[int]) -> None:
-        """End every process but these and theirs; returns when they have ended."""
+    async def clear(self, spared: Iterable[int], *, is_shared: bool = False) -> None:
+        """End every process but these and theirs; returns when they have ended.
+
+        Args:
+            spared: pids inside.
+            is_shared: others use it too, whose copies may not all be known yet.
+        """
         before = self._cleared
-        self._tell({"t": "clear", "pids": list(spared)})
+        self._tell({"t": "clear", "pids": list(spared), "shared": is_shared})
         with anyio.move_on_after(END_TIMEOUT):
             while self._cleared == before and not self._is_over:
                 await self._changed.wait()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -50,8 +50,8 @@ class FailureMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class HandleMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A value that stays in the guest."""
 
-    name: str
-    type: str
+    name: Annotated[str, msgspec.Meta(pattern=r"^_[0-9]{1,20}\Z")]
+    type: Annotated[str, msgspec.Meta(max_length=1000)]
     snapshot: dict[str, Any]
 
 

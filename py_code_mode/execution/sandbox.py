@@ -25,7 +25,7 @@ from py_code_mode.guest.keeper import PROXY_PORT
 from py_code_mode.sandbox import bubblewrap
 from py_code_mode.sandbox.egress import Egress, guest_variables
 from py_code_mode.sandbox.probe import probe, sandbox_user
-from py_code_mode.sandbox.view import View, view_of
+from py_code_mode.sandbox.view import OWN_FOLDERS, View, view_of
 from py_code_mode.scratch import Scratch
 from py_code_mode.stores.folders import remove_tree
 
@@ -77,10 +77,15 @@ MISSING: Mapping[Backend, frozenset[str]] = {
     },
 }
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-#: What tells libraries about the machine, where /proc is the host's; of processes only their own.
+#: What tells libraries about the machine, where /proc is the host's. Of a process's own folder not
+#: all, since that tells of the host's mounts and connections too (mountinfo, net, task/*/net).
 _FACTS = (
-    "/proc/self", "/proc/cpuinfo", "/proc/filesystems", "/proc/loadavg", "/proc/meminfo",
-    "/proc/stat", "/proc/uptime", "/proc/version", "/sys/devices/system/cpu",
+    "/proc/cpuinfo", "/proc/filesystems", "/proc/loadavg", "/proc/meminfo", "/proc/stat",
+    "/proc/uptime", "/proc/version", "/sys/devices/system/cpu",
+)  # fmt: skip
+_OWN_FACTS = (
+    "auxv", "cmdline", "comm", "environ", "fd", "fdinfo", "io", "limits", "maps", "smaps",
+    "smaps_rollup", "stat", "statm", "status",
 )  # fmt: skip
 _OWN_WRITABLE = ("/tmp", "/work", "/home/user", "/dev/shm", *_DEVICES)
 
@@ -183,7 +188,9 @@ class Sandbox:
         process: what was started for this sandbox alone.
         scratch: its own folder on the host.
         members: who uses it.
+        waking: held while a process comes to life of which `members` do not tell yet.
         egress: its way to the hosts that the policy lists.
+        shown: what can be seen and reached from inside, for explanations (`guest.denied`).
     """
 
     backend: Backend
@@ -198,7 +205,9 @@ class Sandbox:
     waiting: Waiting | None = None
     plan: Mapping[str, Any] | None = None
     members: list[Member] = field(default_factory=list["Member"])
+    waking: anyio.Lock = field(default_factory=anyio.Lock)
     egress: Egress | None = None
+    shown: Mapping[str, object] | None = None
     _serving: Job | None = None
 
     def join(self, member: Member) -> None:
@@ -217,9 +226,11 @@ class Sandbox:
 
     async def clear(self) -> None:
         """End what workers that are dead have left behind; those alive and sleepers stay."""
-        await self.keeper.clear(
-            pid for member in self.members for pid in (*member.awake(), *member.asleep())
-        )
+        async with self.waking:
+            await self.keeper.clear(
+                [pid for member in self.members for pid in (*member.awake(), *member.asleep())],
+                is_shared=len(self.members) > 1,
+            )
 
     def open_egress(self, supervisor: Supervisor) -> None:
         """Serve the guest's way to the network, if it has one; once its first worker is there."""
@@ -286,6 +297,26 @@ async def open_sandbox(
     )
     if missing:
         raise SandboxUnavailable(backend, missing)
+    sandbox = await _open(backend, policy, environment, workdir, view, variables)
+    own = () if sandbox.backend == "landlock" else OWN_FOLDERS
+    sandbox.shown = {
+        "visible": [place for _, place, _ in view.trees],
+        "writable": [*own, str(sandbox.workdir), *view.writable],
+        "network": policy.network
+        if isinstance(policy.network, str)
+        else [str(host) for host in policy.network],
+    }
+    return sandbox
+
+
+async def _open(
+    backend: Backend,
+    policy: Policy,
+    environment: Environment,
+    workdir: Path | None,
+    view: View,
+    variables: Mapping[str, str],
+) -> Sandbox:
     if backend == "namespaces":
         return await _open_copied(policy, environment, workdir, view, variables)
     own = _own_folder(sandbox_user())
@@ -573,7 +604,10 @@ def _without_walls(
     writable += [source for source, _, is_writable in view.trees if is_writable]
     readable = [source for source, _, is_writable in view.trees if not is_writable]
     return Confinement(
-        readable=[path for path in _FACTS if os.path.exists(path)],
+        readable=[
+            *(path for path in _FACTS if os.path.exists(path)),
+            *(f"/proc/self/{name}" for name in _OWN_FACTS if os.path.exists(f"/proc/self/{name}")),
+        ],
         writable=[*_DEVICES, *writable],
         executable=[*readable, *writable, str(packages)],
         inet=policy.network == "open",

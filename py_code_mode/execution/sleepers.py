@@ -28,6 +28,7 @@ _MAX_ANSWER = 4096
 
 
 class _Awake(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    inc: int
     pid: int | None = None
     refused: str | None = None
 
@@ -86,6 +87,8 @@ class Sleeper:
             self._socket.sendmsg([message], [rights], socket.MSG_DONTWAIT)
             with anyio.fail_after(WAKE_TIMEOUT):
                 answer = _answers.decode(await self._answer())
+                while answer.inc != incarnation:  # for one who was cancelled
+                    answer = _answers.decode(await self._answer())
         except TimeoutError as error:
             raise GuestDied(f"was not woken: no answer for {WAKE_TIMEOUT:g} s") from error
         except (OSError, msgspec.MsgspecError) as error:

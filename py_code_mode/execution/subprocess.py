@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
     from subprocess import Popen
 
+    from py_code_mode.execution.keeper import KeptProcess
     from py_code_mode.execution.sleepers import Sleeper
     from py_code_mode.sandbox.egress import EgressRecord
     from py_code_mode.sandbox.probe import Backend
@@ -149,11 +150,12 @@ class SubprocessExecutor(BranchingExecutor):
         self._backend: Backend = "none"
         self._sandbox: Sandbox | None = None
         self._incarnation = 0
-        self._pid = 0
+        self._processes: dict[int, KeptProcess] = {}
         self._told_of_death = False
         self._owed: Fate | None = None
         self._told_of_refusal: str | None = None
         self._checkpoints: dict[Checkpoint, Sleeper] = {}
+        self._sharers = {id(self)}  # those of a private environment: this one and its forks
         self._starting: anyio.CancelScope | None = None
         self._started = anyio.Event()
         self._closed = anyio.Event()
@@ -242,7 +244,12 @@ class SubprocessExecutor(BranchingExecutor):
         else:
             sandbox = await self._open()
             await self._enter(worker, sandbox)
-            setup = replace(self._setup, workdir=sandbox.workdir, overlay=sandbox.inside)
+            setup = replace(
+                self._setup,
+                workdir=sandbox.workdir,
+                overlay=sandbox.inside,
+                shown=sandbox.shown,
+            )
             protect = self.config.protect
         try:
             await worker.start(setup, protect, self.config.protect_bytes)
@@ -313,10 +320,11 @@ class SubprocessExecutor(BranchingExecutor):
             err_read, err_write = _pipe(held, given)
             fds = (theirs.fileno(), out_write, err_write)
             self._spare()  # a limit ends it like any worker from now on
-            pid = await sleeper.wake(self._incarnation, fds, keep=keep, protects=protects)
-            pidfd = await self._sandbox.keeper.adopt(pid)
-            self._attach(worker, self._sandbox, pid, pidfd, ours, out_read, err_read)
-            held.pop_all()
+            async with self._sandbox.waking:
+                pid = await sleeper.wake(self._incarnation, fds, keep=keep, protects=protects)
+                pidfd = await self._sandbox.keeper.adopt(pid)
+                self._attach(worker, self._sandbox, pid, pidfd, ours, out_read, err_read)
+                held.pop_all()
         try:
             await worker.awake(sleeper.run)
         except BaseException:
@@ -340,6 +348,7 @@ class SubprocessExecutor(BranchingExecutor):
 
         def attach() -> None:
             process = sandbox.keeper.attach(pid, pidfd, worker.on_exit)
+            self._processes[pid] = process
             channel = Channel(guest, worker.on_frame, worker.on_channel_end)
             pipes = (
                 OutputPipe(stdout, partial(worker.on_output, "stdout")),
@@ -349,7 +358,6 @@ class SubprocessExecutor(BranchingExecutor):
 
         # in an empty context: callbacks must not keep one caller's context variables alive
         Context().run(attach)
-        self._pid = pid
 
     def _connect(self, worker: Worker, setup: Setup, environment: Environment) -> None:
         """Start the process and hand everything that needs closing to the worker."""
@@ -497,9 +505,10 @@ class SubprocessExecutor(BranchingExecutor):
     # -- copies
 
     def awake(self) -> Iterable[int]:
-        """The pid of the worker, inside; for the sandbox."""
-        worker = self._worker
-        return (self._pid,) if worker is not None and worker.death is None else ()
+        """The pids of the workers, inside: of more than one while they change; for the sandbox."""
+        processes = self._processes.items()
+        self._processes = {pid: process for pid, process in processes if process.status is None}
+        return tuple(self._processes)
 
     def asleep(self) -> Iterable[int]:
         """The pids of the sleeping copies, inside; for the sandbox."""
@@ -564,6 +573,8 @@ class SubprocessExecutor(BranchingExecutor):
         sleeper = await self._copy()
         other._state = "started"
         other._environment = self._environment
+        other._sharers = self._sharers
+        other._sharers.add(id(other))
         other._backend = self._backend
         other._setup = replace(self._setup, session_id=session_id)
         other._call = call
@@ -573,6 +584,7 @@ class SubprocessExecutor(BranchingExecutor):
         try:
             other._worker = await other._wake(sleeper, keep=False)
         except BaseException:
+            sleeper.close()
             await to_the_end(other.close)
             raise
         other._spare()
@@ -634,7 +646,8 @@ class SubprocessExecutor(BranchingExecutor):
             await sandbox.leave(self)
         try:
             environment = self._environment
-            if environment is not None and environment.is_private:
+            self._sharers.discard(id(self))
+            if environment is not None and environment.is_private and not self._sharers:
                 await environment.remove()
         finally:
             supervisor, self._supervisor = self._supervisor, None

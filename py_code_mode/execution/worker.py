@@ -395,6 +395,7 @@ class Worker:
             "accepts": _held_libraries(),
             "protect": protect,
             "protect_bytes": protect_bytes,
+            "shown": setup.shown,
         }
         self._channel.send(messages.encode(header))
         await self._until_ready()

@@ -275,19 +275,19 @@ def _sleep(sock: _socket.socket) -> tuple[int, bool, int, int, int]:
             os._exit(0)
         message = json.loads(body)
         if not message["keep"]:
-            _answer(sock, {"pid": os.getpid()})
+            _answer(sock, {"inc": message["inc"], "pid": os.getpid()})
             break
         state = _random_state()
         try:
             pid = clone(PARENT)
         except OSError as error:
-            _answer(sock, {"refused": str(error)})
+            _answer(sock, {"inc": message["inc"], "refused": str(error)})
         else:
             if pid == 0:
                 _leave_group()
                 _restore_random(state)
                 break
-            _answer(sock, {"pid": pid})
+            _answer(sock, {"inc": message["inc"], "pid": pid})
         for fd in fds:
             os.close(fd)
     sock.close()

@@ -61,6 +61,8 @@ class Interpreter:
         self._module_name = module_name
         self._owns_main = module_name == "__main__"
         self._reserved = dict(reserved)
+        #: what a sandbox shows, by which its refusals are explained; None where there is none
+        self.shown: Mapping[str, Any] | None = None
         self._flags = 0
         self._last: object = None
         sys.modules[module_name] = self.module
@@ -117,6 +119,12 @@ class Interpreter:
                 outcome.failure = self._describe(error)
         except BaseException as error:
             outcome.failure = self._describe(error)
+            if self.shown is not None:
+                from .denied import explain
+
+                explanation = explain(error, self.shown)
+                if explanation is not None:
+                    outcome.notes.append(explanation)
         # 10,000 small runs must not leave 10,000 sources behind
         if outcome.failure is None and (cell is None or not cell.defines):
             forget(filename)

@@ -42,10 +42,12 @@ PROXY_PORT = 3128
 KILL_TIMEOUT = 2.0
 #: Seconds between two looks at most, however long a look takes, and of processor time for being
 #: exact in one: many maps make that slow, and must not make time for what is to be found.
-MOST_PAUSE, MOST_EXACTNESS = 0.25, 0.3
+MOST_PAUSE, MOST_EXACTNESS = 0.25, 0.1
 #: What the kernel holds for a file on a tmpfs, besides its content.
 INODE_BYTES = 1024
 _MEMFD = "/memfd:"
+#: The name of a sleeping copy (branch.py).
+_ASLEEP = b"sleeper"
 
 
 def main(fd: int) -> None:
@@ -304,6 +306,11 @@ class Keeper:
             spared = set(message["pids"])
             for pid in message["pids"]:
                 spared.update(_descendants(pid))
+            if message["shared"]:
+                # another worker's copy may be so new that the host has not heard of it
+                spared.update(
+                    pid for pid in self._processes() if _name_and_start(pid)[0] == _ASLEEP
+                )
             self._kill_all(spared)
             tell(self._host, {"t": "cleared"})
         elif kind == "end_forks":
@@ -336,10 +343,10 @@ class Keeper:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             pidfd = os.pidfd_open(pid)
         except OSError:
-            tell(self._host, {"t": "adopted"})
+            tell(self._host, {"t": "adopted", "pid": pid})
             return
         self._watched.add(pid)
-        tell(self._host, {"t": "adopted"}, [pidfd])
+        tell(self._host, {"t": "adopted", "pid": pid}, [pidfd])
         os.close(pidfd)
 
     def _end_forks(self, seconds: float) -> None:
@@ -450,9 +457,12 @@ class Keeper:
         # quick and too high: what processes share counts for each of them
         if files + sum(map(_resident, processes)) <= allowed:
             return False
-        until = process_time() + MOST_EXACTNESS  # not the clock's: others may hold the processors
+        if files + sum(map(_summed, processes)) <= allowed:
+            return False
+        # not the clock's time: others may hold the processors
+        until = process_time() + MOST_EXACTNESS
         for pid in processes:
-            files += _proportional(pid)
+            files += _proportional(pid, until)
             if files > allowed or process_time() > until:
                 return True
         return False
@@ -541,14 +551,26 @@ def _resident(pid: int) -> int:
     return sum(_kibibytes(line) for line in lines if line.startswith((b"RssAnon:", b"RssShmem:")))
 
 
-def _proportional(pid: int) -> int:
-    """The same exactly: a page that n processes share counts 1/n, files in memory not at all."""
+def _summed(pid: int) -> int:
+    """The same, where a page that n processes share counts 1/n; the kernel adds up."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return 0
+    return sum(_kibibytes(line) for line in lines if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")))
+
+
+def _proportional(pid: int, until: float) -> int:
+    """The same exactly, where files in memory count not at all; given up at a processor time."""
     total = 0
     counts, field = True, b"Pss:"
     try:
         with open(f"/proc/{pid}/smaps", "rb") as file:
             for line in file:
                 if line[:1] in b"0123456789abcdef":
+                    if process_time() > until:
+                        break
                     words = line.split(maxsplit=5)
                     name = words[5] if len(words) > 5 else b""
                     # a file's pages are counted by whoever holds the file; ours are the copies

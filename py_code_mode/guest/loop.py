@@ -71,6 +71,7 @@ class Worker:
             sys.path.append(self._overlay)
         reserved = proxies.build(self._port, header["namespaces"], self._load_workflow)
         self._interpreter = Interpreter("__main__", {**reserved, "display": self._display})
+        self._interpreter.shown = header["shown"]
         displays.hook_pyplot(lambda: self._show)
         self._branches.set_up(header["protect"], header["protect_bytes"])
         self._port.send_ready()
@@ -142,7 +143,7 @@ class Worker:
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
         return {
             "name": name,
-            "type": f"{module}{kind.__qualname__}",
+            "type": f"{module}{kind.__qualname__}"[:500],
             "snapshot": snapshot.snapshot(value),
         }
 

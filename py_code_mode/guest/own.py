@@ -1,7 +1,7 @@
 """What a process can learn of itself, also where it cannot read /proc.
 
-Where Landlock alone confines a worker, that reads its own folder of /proc and no other process's:
-neither those of its children nor, since they have other numbers, those of its copies.
+Where Landlock alone confines a worker, that reads some of its own folder of /proc and none of any
+other process's: neither of its children's nor, since they have other numbers, of its copies'.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     # everything a session needs is imported once, here
-    for name in ("loop", "frames", "displays"):
+    for name in ("denied", "displays", "frames", "loop"):
         import_module(f".{name}", __package__)
     gc.freeze()  # collections of the copies leave these objects, and the pages they lie in, alone
     keeper.tell(host, {"t": "ready"})

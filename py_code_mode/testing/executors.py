@@ -1541,5 +1541,7 @@ class ExecutorContract(ABC):
 
 def _is_running(mark: str) -> bool:
     """Whether a process has this among its arguments."""
-    listed = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True, check=True
+    )
     return mark in listed.stdout

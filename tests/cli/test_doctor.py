@@ -23,14 +23,14 @@ def checks(text: str) -> dict[str, dict[str, Any]]:
 
 
 def test_tells_what_works(invoke: Invoke) -> None:
-    done = invoke("doctor")
+    done = invoke("doctor", "--no-escapes")
     lines = done.stdout.splitlines()
     assert any(line.startswith("ok       worker: started in ") for line in lines)
     assert any(line.startswith("ok       uv: uv ") for line in lines)
 
 
 def test_tells_which_sandbox_a_session_gets_and_what_each_layer_said(invoke: Invoke) -> None:
-    found = checks(invoke("doctor", "--json").stdout)
+    found = checks(invoke("doctor", "--no-escapes", "--json").stdout)
     best = probe().backends[0]
     assert found["sandbox"]["text"].startswith(f"{best}: ")
     assert found["sandbox backend"]["text"].startswith(best)
@@ -69,7 +69,7 @@ def test_failed_layers_have_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_has_every_check(invoke: Invoke) -> None:
-    done = invoke("doctor", "--json")
+    done = invoke("doctor", "--no-escapes", "--json")
     assert json.loads(done.stdout)["ok"] is True
     found = checks(done.stdout)
     assert {"host", "interpreters", "uv", "environments", "worker", "sandbox"} <= set(found)
@@ -81,15 +81,15 @@ def test_no_worker_is_a_problem_with_a_remedy(
     invoke: Invoke, offline: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PY_CODE_MODE_CACHE", str(tmp_path / "cache"))
-    done = invoke("doctor", status=1)
+    done = invoke("doctor", "--no-escapes", status=1)
     assert "this happens once" in done.stderr
-    found = checks(invoke("doctor", "--json", status=1).stdout)
+    found = checks(invoke("doctor", "--no-escapes", "--json", status=1).stdout)
     assert found["worker"]["level"] == "problem"
     assert found["worker"]["remedy"]
 
 
 def test_index_that_does_not_answer_is_a_warning(invoke: Invoke, offline: None) -> None:
-    found = checks(invoke("doctor", "--json", "--network").stdout)
+    found = checks(invoke("doctor", "--no-escapes", "--json", "--network").stdout)
     assert found["package index"]["level"] == "warning"
 
 
@@ -97,8 +97,8 @@ def test_faults_of_the_workspace_are_told(invoke: Invoke, base: Path) -> None:
     (base / "tools").mkdir(parents=True)
     (base / "tools" / "bad.yaml").write_text("command: [")
     (base / "requirements.txt").write_text("-e .\n")
-    done = invoke("doctor")
+    done = invoke("doctor", "--no-escapes")
     assert "tools/bad.yaml" in done.stdout
     assert "requirements.txt, line 1" in done.stdout
     (base / "config.yaml").write_text("nonsense: 1\n")
-    assert "config.yaml" in invoke("doctor", status=1).stdout
+    assert "config.yaml" in invoke("doctor", "--no-escapes", status=1).stdout

@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_told(
 
 
 def test_doctor_tells_of_a_doubted_workspace(invoke: Invoke, doubted: Path) -> None:
-    checks = json.loads(invoke("doctor", "--json", status=1).stdout)["checks"]
+    checks = json.loads(invoke("doctor", "--no-escapes", "--json", status=1).stdout)["checks"]
     found = next(check for check in checks if check["name"].startswith("workspace"))
     assert found["level"] == "problem"
     assert found["remedy"] == f"py-code-mode trust {doubted}"

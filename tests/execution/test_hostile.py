@@ -113,7 +113,10 @@ async def stay(text: str = "") -> None:
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncGenerator[Pair]:
-    async with Session.subprocess(tmp_path) as hostile, Session.subprocess(tmp_path) as other:
+    async with (
+        Session.subprocess(tmp_path, backend="none") as hostile,
+        Session.subprocess(tmp_path) as other,
+    ):
         for session in (hostile, other):
             session.add_tool(add)
             session.add_tool(stay)
@@ -443,7 +446,7 @@ async def test_a_guest_that_is_never_ready_fails_the_start_only(
     async with Session.subprocess(tmp_path / "base") as other:
         monkeypatch.setattr("py_code_mode.execution.subprocess._GUEST", str(fake))
         monkeypatch.setattr("py_code_mode.execution.worker.START_TIMEOUT", 0.5)
-        session = Session.subprocess(tmp_path / "base")
+        session = Session.subprocess(tmp_path / "base", backend="none")
         with anyio.fail_after(PATIENCE):
             with pytest.raises(EnvironmentFailed):
                 await session.start()

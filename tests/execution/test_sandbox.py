@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import uuid
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -23,11 +23,11 @@ from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecut
 from py_code_mode.guest.confine import FULL_ABI
 from py_code_mode.sandbox.policy import Policy
 from py_code_mode.sandbox.probe import LAYERS, SANDBOX_USER, Layer, Probe, probe, sandbox_user
+from py_code_mode.scratch import sweep
 from py_code_mode.testing.executors import OpenGuest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
+    from collections.abc import AsyncGenerator, Generator
 
     from py_code_mode.sandbox.probe import Backend
 
@@ -40,7 +40,7 @@ BACKENDS: tuple[Backend, ...] = ("namespaces", "bubblewrap", "landlock")
 def backend(request: pytest.FixtureRequest) -> Backend:
     asked: Backend = request.param
     if asked not in probe().backends:
-        pytest.skip(f"no {asked} here: {'; '.join(map(str, probe().failures))}")
+        pytest.skip(f"no {asked} here")
     if asked != "namespaces" and sandbox_user() is not None:
         # not as root; the same tests run as an unprivileged user
         pytest.skip("temporary folders of tests are root's")
@@ -54,11 +54,15 @@ def _policy(backend: Backend, **settings: Any) -> Policy:
     return Policy(**settings)
 
 
+def _make(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+
+
 @asynccontextmanager
 async def _open(
     backend: Backend, workdir: Path, policy: Policy | None = None
 ) -> AsyncGenerator[OpenGuest]:
-    workdir.mkdir(exist_ok=True)
+    _make(workdir)
     config = SubprocessConfig(backend=backend, policy=policy)
     guest = OpenGuest(SubprocessExecutor(config), workdir)
     with anyio.fail_after(100):
@@ -70,7 +74,9 @@ async def _open(
 
 
 def _is_running(mark: str) -> bool:
-    listed = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["ps", "-A", "-ww", "-o", "args="], capture_output=True, text=True, check=True
+    )
     return mark in listed.stdout
 
 
@@ -113,25 +119,33 @@ async def test_only_what_is_granted_can_be_read_and_written(
     assert (tmp_path / "work" / "here").read_text() == "y"
 
 
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def _is_there(place: str) -> bool:
+    return Path(place, "mine").exists()
+
+
 @pytest.mark.anyio
 async def test_its_folders_are_its_own_and_gone_afterwards(
     backend: Backend, tmp_path: Path
 ) -> None:
     code = (
         "import os, tempfile\n"
-        "places = tempfile.mkdtemp(), os.path.expanduser('~')\n"
+        "places = [tempfile.mkdtemp(), os.path.expanduser('~')]\n"
         "for place in places:\n"
         "    open(os.path.join(place, 'mine'), 'w').write('x' * 1000)\n"
         "places"
     )
     async with _open(backend, tmp_path / "one") as one, _open(backend, tmp_path / "two") as two:
-        for place in await one.value(code):
-            seen = await two.run(f"import os; os.listdir({place!r}) if {place!r} else None")
-            assert seen.failure is not None or "mine" not in seen.value  # pyright: ignore
-            assert not os.path.exists(place) or backend == "landlock"
-        places = await two.value("places = 0; " + code.replace("places = 0; ", ""))
-    for place in places:
-        assert not os.path.exists(os.path.join(place, "mine"))
+        places: list[str] = await one.value(code)
+        for place in places:
+            path = os.path.join(place, "mine")
+            assert (await two.failure(f"open({path!r})")).type in (
+                "FileNotFoundError", "PermissionError",
+            )  # fmt: skip
+    assert not any(map(_is_there, places))
 
 
 @pytest.mark.anyio
@@ -161,6 +175,20 @@ def fill(path):
             await guest.executor.close()
     assert errors == [28, 28, 28]
     assert written <= 2 << 20
+
+
+@pytest.mark.anyio
+async def test_packages_that_the_host_adds_are_there_at_once_and_read_only(
+    backend: Backend, tmp_path: Path
+) -> None:
+    async with _open(backend, tmp_path / "work") as guest:
+        assert await guest.value("1") == 1
+        overlay = guest.executor.overlay
+        assert overlay is not None
+        _write(overlay / "added_by_the_host.py", "x = 5")
+        assert await guest.value("import added_by_the_host as added; added.x") == 5
+        failure = await guest.failure("open(added.__file__, 'a').write('x = 6')")
+        assert failure.type in ("OSError", "PermissionError")
 
 
 # -- network
@@ -198,6 +226,36 @@ async def test_abstract_sockets_of_the_host_are_out_of_reach(
 
 
 # -- processes
+
+
+@pytest.mark.anyio
+async def test_no_other_process_can_be_seen_or_signalled(backend: Backend, tmp_path: Path) -> None:
+    secret = f"secret-{uuid.uuid4()}"
+    command = [sys.executable, "-c", "input()", secret]
+    code = f"""
+import glob, os
+found, signalled = [], []
+for path in glob.glob("/proc/[0-9]*/*") + glob.glob("/proc/self/net/*") + ["/proc/self/mountinfo"]:
+    try:
+        if path.endswith(("cmdline", "environ")) and {secret!r} in open(path).read():
+            found.append(path)
+        if os.path.basename(os.path.dirname(path)) == "net" and {backend == "landlock"}:
+            found.append((path, open(path).read()))
+    except OSError:
+        pass
+for pid in ({os.getpid()}, os.getppid(), 1):
+    try:
+        os.kill(pid, 0 if pid == {os.getpid()} else 9)
+        signalled.append(pid)
+    except OSError:
+        pass
+[found, signalled]
+"""
+    async with await anyio.open_process(command, stdin=subprocess.PIPE, env={"S": secret}) as other:
+        async with _open(backend, tmp_path / "work") as guest:
+            assert await guest.value(code) == [[], []]
+            assert await guest.value("1 + 1") == 2
+        other.kill()
 
 
 @pytest.mark.anyio
@@ -298,14 +356,25 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def _host(backend: str, workdir: Path, mark: str, *before: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def _host(backend: str, workdir: Path, mark: str, *before: str) -> Generator[subprocess.Popen[str]]:
+    """A host with a session of its own, which is killed at the end."""
+    folders = workdir / "temporary"
+    folders.mkdir()
+    with subprocess.Popen(
         [*before, sys.executable, "-c", _HOST, backend, str(workdir), mark],
+        env={**os.environ, "TMPDIR": str(folders)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as host:
+        try:
+            yield host
+        finally:
+            host.kill()
+    sweep(folders)  # as the next host does
+    assert list(folders.iterdir()) == []
 
 
 def _line(host: subprocess.Popen[str]) -> str:
@@ -323,7 +392,6 @@ async def test_all_of_a_session_ends_with_a_host_that_is_killed(
         assert _line(host) == backend
         assert _line(host) == "b'1'"
         assert _is_running(mark)
-        host.kill()
     await _ends(mark)
 
 
@@ -341,7 +409,6 @@ async def test_a_host_without_user_namespaces_and_bubblewrap_confines_all_the_sa
     with _host("auto", tmp_path, mark, *before) as host:
         assert _line(host) == "landlock"
         assert _line(host) == "b'1'"
-        host.send_signal(signal.SIGKILL)
     await _ends(mark)
 
 

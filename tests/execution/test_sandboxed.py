@@ -90,6 +90,26 @@ async def test_a_given_workdir_is_the_guests_and_stays(tmp_path: Path) -> None:
     assert (workdir / "kept.txt").read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    ("code", "entry"),
+    [
+        ("open('/srv/data/a.csv')", "read: [/srv/data]"),
+        ("import os; os.listdir('/root/x')", "read: [/root/x]"),
+        ("open('/usr/x', 'w')", "write: [/usr/x]"),
+        ("import urllib.request as u; u.urlopen('http://example.org')", "network: [example.org]"),
+    ],
+)
+async def test_a_refusal_names_the_entry_that_would_allow_it(
+    tmp_path: Path, code: str, entry: str
+) -> None:
+    async with session(tmp_path / "base") as guest:
+        result = await guest.run(code)
+        assert result.failure is not None
+        assert any(entry in note for note in result.notes), (result.error, result.notes)
+        assert entry in result.to_text()
+        assert (await guest.run("open('/work/missing')")).notes == ()
+
+
 async def test_a_path_that_does_not_exist_cannot_be_granted(tmp_path: Path) -> None:
     guest = session(tmp_path / "base", read=[tmp_path / "missing"])
     with pytest.raises(ConfigError, match="does not exist"):

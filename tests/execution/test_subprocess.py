@@ -21,13 +21,14 @@ TIMEOUT = 30.0
 HOST = """
 import sys
 import anyio
-from py_code_mode import MemoryStorage, Session, SubprocessExecutor
+from py_code_mode import MemoryStorage, Session, SubprocessConfig, SubprocessExecutor
 
 def tell(event):
     print(event.text, end="", flush=True)
 
 async def main():
-    async with Session(MemoryStorage(), SubprocessExecutor()) as session:
+    plain = SubprocessExecutor(SubprocessConfig(backend="none"))
+    async with Session(MemoryStorage(), plain) as session:
         await session.run(sys.argv[1], on_output=tell)
         await anyio.sleep_forever()
 

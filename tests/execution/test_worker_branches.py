@@ -176,7 +176,8 @@ async def test_waking_passes_three_descriptors_and_gives_the_pid(
         said.append({**message, "fds": len(fds)})
         for fd in fds:
             os.close(fd)
-        copy.send(b'{"pid": 12}')
+        copy.send(b'{"inc": 3, "pid": 11}')  # for somebody who was cancelled
+        copy.send(b'{"inc": 4, "pid": 12}')
 
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
@@ -188,7 +189,16 @@ async def test_waking_passes_three_descriptors_and_gives_the_pid(
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"[]", b'{"pid": "7"}', b'{"refused": "no more processes"}', b"{}", b"x" * 9000]
+    "answer",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"inc": 4}',
+        b'{"inc": 4, "pid": "7"}',
+        b'{"inc": 4, "refused": "no more processes"}',
+        b"x" * 9000,
+    ],
 )
 async def test_copy_that_answers_nonsense_is_not_woken(
     pair: tuple[socket.socket, socket.socket], answer: bytes

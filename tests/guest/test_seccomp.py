@@ -335,7 +335,31 @@ def test_other_processes_are_not_tuned(
 ) -> None:
     assert _x86(name, *own) == ALLOWED
     assert _x86(name, *foreign) == REFUSED
-    assert _x86(name, *foreign, private_processes=True) == ALLOWED
+    # with walls too what belongs to a user cannot be: the keeper has the same one
+    of_user = (name, foreign[0]) in (("setpriority", 2), ("ioprio_set", 3))
+    expected = REFUSED if of_user else ALLOWED
+    assert _x86(name, *foreign, private_processes=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("sched_setaffinity", (1,)),
+        ("sched_setparam", (1,)),
+        ("sched_setscheduler", (1,)),
+        ("sched_setattr", (1,)),
+        ("setpriority", (0, 1)),
+        ("setpriority", (1, 1)),
+        ("ioprio_set", (1, 1)),
+        ("prlimit64", (1, 7, 0x1000)),
+    ],
+)
+def test_the_process_that_watches_over_memory_is_not_tuned(
+    name: str, arguments: tuple[int, ...]
+) -> None:
+    """A guest limited its keeper to 3 files, after which that could not look at anything."""
+    assert _x86(name, *arguments, private_processes=True) == REFUSED
+    assert _x86(name, *arguments) == REFUSED
 
 
 @pytest.mark.parametrize("name", ["shmget", "shmat", "semop", "msgsnd", "mq_open"])

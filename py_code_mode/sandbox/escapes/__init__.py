@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
     from py_code_mode.sandbox.escapes.attempt import Attack
 
-__all__ = ["BATCH", "GROUPS", "all_attacks", "cell"]
+__all__ = ["GROUPS", "all_attacks", "cell"]
 
 #: Modules of attacks, in the order in which they are tried.
-GROUPS = ("files", "processes", "network", "kernel", "neighbours", "services", "protocol", "bombs")
-#: Attacks of one run, so that one that hangs costs few others their verdict.
-BATCH = 60
+GROUPS = (
+    "files", "processes", "network", "kernel", "neighbours", "services", "proxy", "protocol",
+    "bombs",
+)  # fmt: skip
 
 
 def all_attacks() -> tuple[Attack, ...]:

@@ -407,9 +407,9 @@ def fill_the_disk_with_deleted_files() -> object:
 @disk_bomb
 def fill_the_disk_with_empty_files() -> object:
     os.mkdir("many")
+    folder = os.open("many", os.O_RDONLY)
     for number in range(600_000):
-        with open(f"many/{number}", "w"):
-            pass
+        os.mknod(str(number), dir_fd=folder)
     return "600000 files"
 
 

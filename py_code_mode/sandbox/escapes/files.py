@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import tarfile
 
-from .attempt import FACTS, Contained, add, attack, call, read
+from .attempt import FACTS, Contained, add, attack, call, read, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def read_keys_in_the_hosts_home() -> object:
 
 @attack
 def list_the_hosts_home() -> object:
-    found = os.listdir(FACTS["home"])
+    found = os.listdir(text("home"))
     if os.path.basename(FACTS["home_secret"]) in found:
         return found
     raise Contained(f"only the way to what is shown: {found}")
@@ -340,7 +340,7 @@ def make_a_file_in_the_hosts_home() -> object:
 
 @attack
 def make_a_file_in_the_hosts_temporary_folder() -> object:
-    path = os.path.join(FACTS["temporary"], FACTS["name"] + "-planted")
+    path = os.path.join(text("temporary"), text("name") + "-planted")
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY))
     raise Contained("in a folder of the sandbox's own")  # or not: the host looks
 
@@ -597,18 +597,19 @@ def leave_links_to_the_hosts_files() -> object:
 def swap_a_folder_for_a_link_while_it_is_entered() -> object:
     """The race that file servers lose: between the check of a folder and its use."""
     outside = os.path.dirname(FACTS["secret"])
-    os.makedirs("race/real", exist_ok=True)
+    os.makedirs("race/real")
     for _ in range(200):
         os.symlink(outside, "race/link")
-        os.rename("race/link", "race/turn") if not os.path.lexists("race/turn") else None
+        os.rename("race/real", "race/turn")
+        os.rename("race/link", "race/real")
         try:
-            inside = os.open("race/turn", _DIRECTORY)
-        except OSError as error:
-            os.unlink("race/turn")
-            last = error
+            inside = os.open("race/real", _DIRECTORY)
+        except OSError:
+            os.unlink("race/real")
+            os.rename("race/turn", "race/real")
             continue
         return os.listdir(inside)
-    raise last  # pyright: ignore[reportPossiblyUnboundVariable]
+    raise Contained("the link leads nowhere")
 
 
 @attack

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 
-from .attempt import Contained, rough
+from .attempt import Contained, add, rough
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ class _Line:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
         sent = self.socket.sendmsg([data], [rights] if fds else [])
         self.socket.sendall(data[sent:])
+
+    def call(self, number: int, space: str, method: str) -> dict[str, Any]:
+        named = {"id": number, "ns": space, "method": method}
+        return {"t": "call", "run": self.run, "args": [{}], **named}
 
     def done(self, **more: Any) -> dict[str, Any]:
         return {"t": "done", "run": self.run, "notes": [], **more}
@@ -159,44 +163,54 @@ def send_numbers_that_are_none() -> object:
 def _frame(name: str, **fields: Any) -> None:
     def send() -> object:
         line = _Line()
-        line.send({"run": line.run, **fields})
+        if fields.get("t") in ("call", "display", "done"):
+            line.send({"run": line.run, **fields})
+        else:
+            line.send(fields)
         return _sent()
 
-    send.__name__ = name
-    rough(send)
+    add(name, send, is_rough=True)
 
+
+def _done(name: str, **fields: Any) -> None:
+    _frame(name, t="done", **{"notes": [], **fields})
+
+
+_CLEAR = "\x1b[2J"
+_DEEP = json.loads("[" * 400 + "]" * 400)
 
 _frame("send_an_unknown_kind", t="shell", command="id")
 _frame("send_no_kind_at_all")
-_frame("send_unknown_fields", t="done", notes=[], __class__="os", planted=True)
-_frame("send_fields_of_other_types", t="done", notes="planted", value=[])
+_done("send_unknown_fields", __class__="os", planted=True)
+_done("send_fields_of_other_types", notes="planted", value=[])
 _frame("answer_what_was_not_asked", t="answer", id=1 << 62)
-_frame("answer_with_an_error_that_does_not_exist", t="answer", id=1, error={"type": "SystemExit", "facts": {}})  # fmt: skip
-_frame("end_a_run_of_the_future", t="done", run=1 << 62, notes=[])
-_frame("end_a_run_of_the_past", t="done", run=0, notes=[])
-_frame("speak_for_another_incarnation", t="done", inc=999, notes=[], value="planted")
+_frame("answer_with_an_error_of_any_class", t="answer", id=1,
+       error={"type": "SystemExit", "facts": {}})  # fmt: skip
+_done("end_a_run_of_the_future", run=1 << 62)
+_done("end_a_run_of_the_past", run=0)
+_done("speak_for_another_incarnation", inc=999, value="planted")
 _frame("say_ready_again", t="ready", pid=1, python=[9, 9, 9])
-_frame("call_a_method_of_the_host", t="call", id=1, ns="__class__", method="__init__", args=[])
-_frame(
-    "call_with_arguments_that_are_none", t="call", id=1, ns="tools", method="list", args={"$x": 1}
-)
-_frame("send_a_handle_with_a_path", t="done", notes=[], handle={"name": "../../planted", "type": "\x1b[2J", "snapshot": {"a": "\x1b[2J"}})  # fmt: skip
-_frame("send_a_snapshot_that_is_deep", t="done", notes=[], handle={"name": "_1", "type": "x", "snapshot": {"a": json.loads("[" * 400 + "]" * 400)}})  # fmt: skip
-_frame("send_a_failure_of_a_terminals_commands", t="done", notes=["\x1b[2J"], failure={"type": "\x1b]0;x\x07", "message": "\x1b[2J", "traceback": "\x1b[2J", "lineno": -1})  # fmt: skip
-_frame("send_a_value_of_an_unknown_kind", t="done", notes=[], value={"$pickle": "gASVAA=="})
-_frame("send_an_array_of_objects", t="done", notes=[], value={"$ndarray": ["|O", [1], ""]})
-_frame(
-    "send_an_array_of_a_negative_shape", t="done", notes=[], value={"$ndarray": ["<f8", [-1], ""]}
-)
-_frame(
-    "send_an_array_of_a_huge_shape", t="done", notes=[], value={"$ndarray": ["<f8", [1 << 60], ""]}
-)
-_frame("send_a_value_that_names_a_class", t="done", notes=[], value={"$object": "os.system", "args": ["id"]})  # fmt: skip
-_frame("send_a_path_as_a_value", t="done", notes=[], value={"$path": "/etc/shadow"})
+_frame("call_a_method_of_the_host", t="call", id=1, ns="__class__", method="__init__", args=[{}])
+_frame("call_with_arguments_that_are_none", t="call", id=1, ns="tools", method="list",
+       args={"$x": 1})  # fmt: skip
+_done("send_a_handle_with_a_path",
+      handle={"name": "../../planted", "type": _CLEAR, "snapshot": {"a": _CLEAR}})  # fmt: skip
+_done("send_a_snapshot_that_is_deep", handle={"name": "_1", "type": "x", "snapshot": {"a": _DEEP}})
+_done("send_a_failure_of_a_terminals_commands", notes=[_CLEAR],
+      failure={"type": _CLEAR, "message": _CLEAR, "traceback": _CLEAR, "lineno": -1})  # fmt: skip
+_done("send_a_value_of_an_unknown_kind", value={"$pickle": "gASVAA=="})
+_done("send_a_value_that_names_a_class", value={"$object": ["os.system", "id"]})
+_done("send_a_tag_among_keys", value={"$set": [1], "planted": 1})
+_done("send_a_set_of_lists", value={"$set": [[1], [2]]})
+_done("send_a_path_as_a_value", value={"$path": "/etc/shadow"})
+_done("send_a_segment_that_is_not_there", value={"$bytes": 7})
+_done("send_a_frame_that_is_none", value={"$frame": ["numpy.ndarray", {}, [0]]})
 _frame("show_what_is_no_display", t="display", data={"text/html": {"$x": 1}})
-_frame("fall_asleep_without_a_socket", t="asleep", pid=2)
-_frame("fall_asleep_as_the_keeper", t="asleep", pid=1)
-_frame("fall_asleep_as_nobody", t="asleep", pid=-1)
+_frame("fall_asleep_without_a_socket", t="asleep", run=0, pid=2)
+_frame("fall_asleep_as_the_keeper", t="asleep", run=0, pid=1)
+_frame("fall_asleep_as_nobody", t="asleep", run=0, pid=-1)
+_frame("fall_asleep_in_the_future", t="asleep", run=1 << 40, pid=2)
+_frame("refuse_to_sleep_at_length", t="asleep", run=0, refused="x" * 5_000_000)
 
 
 @rough
@@ -211,7 +225,7 @@ def end_a_run_twice() -> object:
 def use_the_number_of_a_call_twice() -> object:
     line = _Line()
     for _ in range(2):
-        line.send({"t": "call", "run": line.run, "id": 7_000_000, "ns": "tools", "method": "list", "args": [[{}]]})  # fmt: skip
+        line.send(line.call(7_000_000, "tools", "list"))
     return _sent()
 
 
@@ -219,7 +233,7 @@ def use_the_number_of_a_call_twice() -> object:
 def call_thousands_of_times_at_once() -> object:
     line = _Line()
     for number in range(3000):
-        line.send({"t": "call", "run": line.run, "id": 8_000_000 + number, "ns": "deps", "method": "list", "args": [{}]})  # fmt: skip
+        line.send(line.call(8_000_000 + number, "deps", "list"))
     return _sent()
 
 
@@ -229,7 +243,7 @@ def never_read_the_answers() -> object:
     line.socket.settimeout(1.0)
     text = "x" * 60_000
     for number in range(4000):
-        line.send({"t": "call", "run": line.run, "id": 9_000_000 + number, "ns": "os", "method": text, "args": [{}]})  # fmt: skip
+        line.send(line.call(9_000_000 + number, "os", text))
     return _sent()
 
 
@@ -455,6 +469,11 @@ def replace_the_guests_own_functions() -> object:
     """The guest's code is the user's to break: nothing of the host relies on it."""
     for name, module in list(sys.modules.items()):
         if name.startswith("_") and hasattr(module, "pack") and hasattr(module, "send_some"):
-            module.send_some = lambda sock, buffers, fds: sock.send(b"\xff" * 64)
+            broken: Any = module
+            broken.send_some = _send_nonsense
             return _sent()
     raise Contained("they were not found")
+
+
+def _send_nonsense(sock: Any, buffers: Any, fds: Any) -> int:
+    return sock.send(b"\xff" * 64)

@@ -321,5 +321,5 @@ def raise_an_error_that_a_terminal_obeys() -> object:
         pass
 
     Planted.__name__ = Planted.__qualname__ = "\x1b]0;planted\x07"
-    sys.stderr.write(f"{Planted('\x1b[2J')!r}\n".replace("\\x1b", "\x1b"))
+    sys.stderr.write(repr(Planted("\x1b[2J")) + "\n")
     raise Contained("printed; the terminal must not obey")
