@@ -90,6 +90,7 @@ class Keeper:
         self._failure: ConfinementFailed | None = None
         self._changed = anyio.Event()
         self._started: tuple[int, int] | None = None
+        self._is_admitted = True
         self._cleared = 0
         self._adopting: dict[int, asyncio.Future[int]] = {}
         self._is_over = False
@@ -131,7 +132,7 @@ class Keeper:
             case "failed":
                 self._failure = ConfinementFailed(message["step"], message["reason"])
             case "admitted":
-                return  # whatever was asked for after it says that it is done
+                self._is_admitted = True
             case "cleared":
                 self._cleared += 1
             case "adopted":
@@ -198,7 +199,8 @@ class Keeper:
             raise ConfinementFailed("keeper", f"it said nothing for {START_TIMEOUT:g} s")
 
     def admit(self, packages: str | None) -> None:
-        """Show the session its packages, a folder as seen inside the wall."""
+        """Show the session its packages, a folder as seen inside the wall; see `admitted`."""
+        self._is_admitted = False
         self._tell({"t": "admit", "packages": packages})
 
     def take_listener(self) -> socket.socket | None:
@@ -211,7 +213,7 @@ class Keeper:
 
     def ask_for_worker(self, guest: int, stdout: int, stderr: int) -> None:
         """Have a worker started with these descriptors, which stay the caller's; one at a time."""
-        self._tell({"t": "worker"}, (guest, stdout, stderr))
+        self._tell({"t": "worker", "rehearses": False}, (guest, stdout, stderr))
 
     async def worker(self) -> tuple[int, int]:
         """The worker that was asked for: its pid inside, and a pidfd that is the caller's.
@@ -220,11 +222,24 @@ class Keeper:
             ConfinementFailed: a layer failed; nothing was run.
             GuestDied: the sandbox ended, or said nothing in time.
         """
+        await self._until(lambda: self._started is not None)
+        assert self._started is not None
+        started, self._started = self._started, None
+        return started
+
+    async def admitted(self) -> None:
+        """Wait until the keeper has shown the packages, and given up its right to change mounts.
+
+        Raises:
+            ConfinementFailed, GuestDied: as `worker`.
+        """
+        await self._until(lambda: self._is_admitted)
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
         with anyio.move_on_after(START_TIMEOUT):
             while not self._is_over and self._failure is None:
-                if self._started is not None:
-                    started, self._started = self._started, None
-                    return started
+                if is_so():
+                    return
                 await self._changed.wait()
         if self._failure is not None:
             raise self._failure

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from contextvars import Context
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -120,7 +120,7 @@ def choose(
         if policy is not None:
             against += unenforceable(candidate, policy, landlock_abi=found.landlock_abi)
         if environment is not None:
-            against += _out_of_reach(candidate, _needed(environment))
+            against += _out_of_reach(candidate, [*_needed(environment.python, environment.folder)])
         if not against:
             return candidate
         missing += [f"{candidate}: {reason}" for reason in against]
@@ -183,6 +183,7 @@ class Sandbox:
             host's own folder.
         inside: where the guest finds them.
         keeper: its first process.
+        admits: packages that its keeper is to show, as the keeper sees them.
         waiting: a worker that was made beforehand, until somebody takes it.
         plan: what it was made by, where others can be made alike.
         process: what was started for this sandbox alone.
@@ -202,6 +203,7 @@ class Sandbox:
     zygote: Zygote | None = None
     process: subprocess.Popen[bytes] | None = None
     scratch: Scratch | None = None
+    admits: str | None = None
     waiting: Waiting | None = None
     plan: Mapping[str, Any] | None = None
     members: list[Member] = field(default_factory=list["Member"])
@@ -285,7 +287,7 @@ async def open_sandbox(
     """
     shares_network = policy.network == "open"
     variables = _variables(environment, policy)
-    needed = _needed(environment)
+    needed = [*_needed(environment.python, environment.folder)]
     needed += also_read
     needed += [Path(variables[name]) for name in _CERTIFICATES if name in variables]
     view = view_of(needed, policy, workdir, names=shares_network)
@@ -369,15 +371,14 @@ async def _open_copied(
         if isinstance(error, OSError):
             raise ConfinementFailed("zygote", str(error), error.errno) from error
         raise
-    keeper = Keeper(ours)
-    keeper.admit(f"/overlays/{packages.name}")
     return Sandbox(
         backend="namespaces",
         policy=policy,
         workdir=inside,
         packages=packages,
         inside=PACKAGES,
-        keeper=keeper,
+        keeper=Keeper(ours),
+        admits=f"/overlays/{packages.name}",
         zygote=template,
         waiting=waiting,
         plan=plan,
@@ -555,19 +556,20 @@ def _variables(environment: Environment, policy: Policy) -> dict[str, str]:
     return found
 
 
-def _needed(environment: Environment) -> list[Path]:
-    """What a guest of this environment reads."""
-    prefix = Path(os.path.realpath(environment.python)).parents[1]
-    found = [environment.python, prefix, GUEST.parent]
-    if environment.folder is not None:
-        found.append(environment.folder)
-        settings = environment.folder / "pyvenv.cfg"
+@lru_cache(maxsize=64)  # an environment does not change; a private one has a folder of its own
+def _needed(python: Path, folder: Path | None) -> tuple[Path, ...]:
+    """What a guest of an environment reads."""
+    prefix = Path(os.path.realpath(python)).parents[1]
+    found = [python, prefix, GUEST.parent]
+    if folder is not None:
+        found.append(folder)
+        settings = folder / "pyvenv.cfg"
         # where the interpreter looks for its library, by the name it was found under
         for line in settings.read_text("utf-8").splitlines():
             name, _, value = line.partition("=")
             if name.strip() == "home":
                 found.append(Path(value.strip()).parent)
-    return found
+    return tuple(found)
 
 
 def _stamp(environment: Environment) -> tuple[int, ...]:

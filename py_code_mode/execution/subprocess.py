@@ -74,6 +74,8 @@ _CERTIFICATES = ("SSL_CERT_DIR", "SSL_CERT_FILE")
 
 #: Seconds after which a run's memory is looked at often.
 _LONG_RUN = 0.02
+#: Seconds after a start until the next ones are prepared, which takes a processor.
+_PREPARE_AFTER = 0.03
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -218,8 +220,7 @@ class SubprocessExecutor(BranchingExecutor):
                         "the worker could not be started", str(error)
                     ) from error
                 self._state = "started"
-                if self._sandbox is not None:
-                    self._sandbox.prepare_next(self.config.pool)
+                self._prepare_next_soon()
             if self._starting.cancelled_caught:  # by close()
                 raise ExecutorClosed(self.name, "closed")
         finally:
@@ -231,6 +232,17 @@ class SubprocessExecutor(BranchingExecutor):
                 self._starting = None
                 self._started.set()
         return self.capabilities
+
+    def _prepare_next_soon(self) -> None:
+        """Get ready for the next sessions, when this one's first run has most likely been."""
+        sandbox = self._sandbox
+
+        def prepare() -> None:
+            if sandbox is not None and sandbox is self._sandbox:
+                sandbox.prepare_next(self.config.pool)
+
+        if sandbox is not None:
+            asyncio.get_running_loop().call_later(_PREPARE_AFTER, prepare)
 
     async def _new_worker(self) -> Worker:
         assert self._setup is not None
@@ -253,6 +265,8 @@ class SubprocessExecutor(BranchingExecutor):
             protect = self.config.protect
         try:
             await worker.start(setup, protect, self.config.protect_bytes)
+            if self._sandbox is not None:
+                await self._sandbox.keeper.admitted()
         except BaseException:
             await to_the_end(worker.kill)
             raise
@@ -293,6 +307,10 @@ class SubprocessExecutor(BranchingExecutor):
                 out_read, out_write = _pipe(held, given)
                 err_read, err_write = _pipe(held, given)
                 sandbox.keeper.ask_for_worker(theirs.fileno(), out_write, err_write)
+            if sandbox.admits is not None:
+                # behind the worker, which is being made meanwhile; waited for in _new_worker
+                sandbox.keeper.admit(sandbox.admits)
+                sandbox.admits = None
             pid, pidfd = await sandbox.keeper.worker()
             assert self._supervisor is not None
             sandbox.open_egress(self._supervisor)

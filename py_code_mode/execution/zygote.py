@@ -168,7 +168,7 @@ class Zygote:
             given.callback(os.close, its_stderr)
             passed = array.array("i", [its_guest.fileno(), its_stdout, its_stderr])
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)
-            keeper.sendmsg([b'{"t": "worker"}'], [rights])
+            keeper.sendmsg([b'{"t": "worker", "rehearses": true}'], [rights])
             held.pop_all()
         return Waiting(keeper=keeper, guest=guest_end, stdout=stdout, stderr=stderr)
 

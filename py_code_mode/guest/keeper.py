@@ -127,7 +127,9 @@ def _prepare(plan: dict[str, Any]) -> socket.socket | None:
     return listener
 
 
-def _become_worker(plan: dict[str, Any], guest: int, out: int, err: int, report: int) -> NoReturn:
+def _become_worker(
+    plan: dict[str, Any], guest: int, out: int, err: int, report: int, *, rehearses: bool
+) -> NoReturn:
     """Serve the session's runs, confined; what fails before that goes to `report`."""
     try:
         os.setsid()
@@ -136,16 +138,14 @@ def _become_worker(plan: dict[str, Any], guest: int, out: int, err: int, report:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        keep_open = {0, 1, 2, guest, report}
-        for entry in os.listdir("/proc/self/fd"):
-            if int(entry) not in keep_open:
-                _close(int(entry))
+        _close_all_but(guest, report)
         os.environ.update(plan["environment"])
         os.chdir(plan["workdir"])
         if "numpy" in sys.modules:
-            # its global generator is the only one that a copy shares with its siblings
+            # its global generator is the only one that a copy shares with its siblings; without
+            # an argument it would take ten times as long
             numpy: Any = sys.modules["numpy"]
-            numpy.random.seed()
+            numpy.random.seed(memoryview(os.urandom(32)).cast("I").tolist())
         _be_the_first_to_go()
         confine(Confinement(**_confinement(plan)))
         if plan["command"]:
@@ -163,6 +163,8 @@ def _become_worker(plan: dict[str, Any], guest: int, out: int, err: int, report:
     try:
         from . import loop  # where workers execute a command the keeper needs none of it
 
+        if rehearses:
+            loop.rehearse()
         loop.serve(guest)
         # as an interpreter ends, but the image stays whole: to take it down takes long
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
@@ -211,11 +213,13 @@ def _be_the_first_to_go() -> None:
         file.write("1000")
 
 
-def _close(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        return  # it was the descriptor that listed the folder
+def _close_all_but(*kept: int) -> None:
+    """Close every descriptor above 2 but these."""
+    first = 3
+    for fd in sorted(kept):
+        os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 class Keeper:
@@ -297,7 +301,7 @@ class Keeper:
         elif kind == "idle":
             self._pause = IDLE_PAUSE
         elif kind == "worker":
-            self._start_worker(fds)
+            self._start_worker(fds, rehearses=message["rehearses"])
         elif kind == "adopt":
             self._adopt(message["pid"])
         elif kind == "spare":
@@ -320,12 +324,12 @@ class Keeper:
         for fd in fds:
             os.close(fd)
 
-    def _start_worker(self, fds: Sequence[int]) -> None:
+    def _start_worker(self, fds: Sequence[int], *, rehearses: bool) -> None:
         report, told = os.pipe()
         worker = os.fork()
         if worker == 0:
             guest, out, err = fds
-            _become_worker(self._plan, guest, out, err, told)
+            _become_worker(self._plan, guest, out, err, told, rehearses=rehearses)
         os.close(told)
         with open(report, "rb") as pipe:
             said = pipe.read(4096)  # it ends when the worker is confined
