@@ -213,7 +213,7 @@ class Keeper:
 
     def ask_for_worker(self, guest: int, stdout: int, stderr: int) -> None:
         """Have a worker started with these descriptors, which stay the caller's; one at a time."""
-        self._tell({"t": "worker", "rehearses": False}, (guest, stdout, stderr))
+        self._tell({"t": "worker"}, (guest, stdout, stderr))
 
     async def worker(self) -> tuple[int, int]:
         """The worker that was asked for: its pid inside, and a pidfd that is the caller's.

@@ -31,7 +31,7 @@ from py_code_mode.stores.folders import remove_tree
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from py_code_mode.environments.base import Environment
     from py_code_mode.execution.supervisor import Job, Supervisor
@@ -242,11 +242,11 @@ class Sandbox:
         self.egress = Egress(listener, self.policy.network)
         self._serving = supervisor.start(Context(), self.egress.serve)
 
-    def prepare_next(self, count: int) -> None:
+    def prepare_next(self, greeting: bytes, count: int) -> None:
         """Get ready for the next sessions, and have as many sandboxes like this one wait."""
         if self.zygote is not None and self.plan is not None:
             self.zygote.preload(waits=count > 0)
-            self.zygote.fill(self.plan, count)
+            self.zygote.fill(self.plan, greeting, count)
 
     async def close(self) -> None:
         """End everything in it, and remove what was made for it."""
@@ -273,12 +273,15 @@ async def open_sandbox(
     *,
     workdir: Path | None,
     also_read: Iterable[Path] = (),
+    greet: Callable[[Path, Mapping[str, object]], bytes] | None = None,
 ) -> Sandbox:
-    """Make a sandbox, with nothing running in it yet.
+    """Make a sandbox, with nothing running in it yet but, perhaps, a worker that waited.
 
     Args:
         workdir: the host's folder to work in; None where the session has one of its own.
         also_read: shown besides what the policy names.
+        greet: what a worker that waited must have been sent, for where its packages are and what
+            it is shown; None takes none that waited.
 
     Raises:
         ConfigError: a path of the policy cannot be granted.
@@ -299,19 +302,29 @@ async def open_sandbox(
     )
     if missing:
         raise SandboxUnavailable(backend, missing)
-    sandbox = await _open(backend, policy, environment, workdir, view, variables)
+    if backend == "namespaces":
+        shown = _shown(policy, view, workdir or WORKDIR, OWN_FOLDERS)
+        greeting = greet(PACKAGES, shown) if greet is not None else None
+        sandbox = await _open_copied(policy, environment, workdir, view, variables, greeting)
+        sandbox.shown = shown
+        return sandbox
+    sandbox = await _open_alone(backend, policy, environment, workdir, view, variables)
     own = () if sandbox.backend == "landlock" else OWN_FOLDERS
-    sandbox.shown = {
-        "visible": [place for _, place, _ in view.trees],
-        "writable": [*own, str(sandbox.workdir), *view.writable],
-        "network": policy.network
-        if isinstance(policy.network, str)
-        else [str(host) for host in policy.network],
-    }
+    sandbox.shown = _shown(policy, view, sandbox.workdir, own)
     return sandbox
 
 
-async def _open(
+def _shown(policy: Policy, view: View, workdir: Path, own: Iterable[str]) -> Mapping[str, object]:
+    """What can be seen and reached from inside, for explanations."""
+    network = policy.network
+    return {
+        "visible": [place for _, place, _ in view.trees],
+        "writable": [*own, str(workdir), *view.writable],
+        "network": network if isinstance(network, str) else [str(host) for host in network],
+    }
+
+
+async def _open_alone(
     backend: Backend,
     policy: Policy,
     environment: Environment,
@@ -319,8 +332,7 @@ async def _open(
     view: View,
     variables: Mapping[str, str],
 ) -> Sandbox:
-    if backend == "namespaces":
-        return await _open_copied(policy, environment, workdir, view, variables)
+    """A sandbox that is made for itself."""
     own = _own_folder(sandbox_user())
     try:
         if backend == "bubblewrap":
@@ -337,6 +349,7 @@ async def _open_copied(
     workdir: Path | None,
     view: View,
     variables: Mapping[str, str],
+    greeting: bytes | None,
 ) -> Sandbox:
     """A sandbox copied from a zygote."""
     shares_network = policy.network == "open"
@@ -362,7 +375,7 @@ async def _open_copied(
             files={"size": policy.disk, "inodes": _INODES, "covered": view.covered},
             has_own_network=not shares_network,
         )
-        waiting = template.take(plan)
+        waiting = template.take(plan, greeting) if greeting is not None else None
         ours = waiting.keeper if waiting is not None else template.request(plan)
     except BaseException as error:
         if packages is not None:

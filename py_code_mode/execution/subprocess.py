@@ -56,7 +56,7 @@ from py_code_mode.execution.sandbox import (
     session_variables,
 )
 from py_code_mode.execution.supervisor import Supervisor, to_the_end
-from py_code_mode.execution.worker import PROTECT_BYTES, Protect, Worker
+from py_code_mode.execution.worker import FIRST, PROTECT_BYTES, Protect, Worker, greeting
 from py_code_mode.sandbox.policy import Policy
 
 if TYPE_CHECKING:
@@ -239,10 +239,19 @@ class SubprocessExecutor(BranchingExecutor):
 
         def prepare() -> None:
             if sandbox is not None and sandbox is self._sandbox:
-                sandbox.prepare_next(self.config.pool)
+                assert sandbox.inside is not None
+                assert sandbox.shown is not None
+                greeting = self._greeting(sandbox.inside, sandbox.shown)
+                sandbox.prepare_next(greeting, self.config.pool)
 
         if sandbox is not None:
             asyncio.get_running_loop().call_later(_PREPARE_AFTER, prepare)
+
+    def _greeting(self, packages: Path, shown: Mapping[str, object]) -> bytes:
+        """What a worker is sent that waits for a session like this."""
+        assert self._setup is not None
+        setup = replace(self._setup, overlay=packages, shown=shown)
+        return greeting(setup, self.config.protect, self.config.protect_bytes)
 
     async def _new_worker(self) -> Worker:
         assert self._setup is not None
@@ -250,11 +259,12 @@ class SubprocessExecutor(BranchingExecutor):
         assert self._supervisor is not None
         self._incarnation += 1
         worker = Worker(self._incarnation, self._call, self._supervisor, self._spare)
-        setup, protect = self._setup, "off"
+        setup, protect, has_waited = self._setup, "off", False
         if self._backend == "none":
             self._connect(worker, self._setup, self.environment)
         else:
             sandbox = await self._open()
+            has_waited = sandbox.waiting is not None
             await self._enter(worker, sandbox)
             setup = replace(
                 self._setup,
@@ -264,7 +274,10 @@ class SubprocessExecutor(BranchingExecutor):
             )
             protect = self.config.protect
         try:
-            await worker.start(setup, protect, self.config.protect_bytes)
+            if has_waited:
+                await worker.greeted()
+            else:
+                await worker.start(setup, protect, self.config.protect_bytes)
             if self._sandbox is not None:
                 await self._sandbox.keeper.admitted()
         except BaseException:
@@ -287,6 +300,7 @@ class SubprocessExecutor(BranchingExecutor):
             self.environment,
             workdir=None if self._setup.is_workdir_private else self._setup.workdir.resolve(),
             also_read=self.config.also_read,
+            greet=self._greeting if self._incarnation == FIRST else None,
         )
         self._sandbox.join(self)
         return self._sandbox

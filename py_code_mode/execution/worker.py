@@ -51,7 +51,7 @@ from py_code_mode.execution.process import describe_exit
 from py_code_mode.execution.sleepers import Sleeper
 from py_code_mode.guest.errors import GUEST_ERRORS, from_facts, to_facts
 from py_code_mode.guest.values import LIBRARIES
-from py_code_mode.guest.wire import Frame, WireError
+from py_code_mode.guest.wire import Frame, WireError, pack
 from py_code_mode.results import Called, Display, Failure, Handle, Late, Limit, Snapshot, shorten
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from py_code_mode.execution.supervisor import Supervisor
     from py_code_mode.guest.wire import Buffer
 
+#: The incarnation of a session's first worker.
+FIRST = 1
 #: From the start of the process to its first frame.
 START_TIMEOUT = 60.0
 #: An exchange runs no user code to speak of.
@@ -387,17 +389,15 @@ class Worker:
         Raises:
             GuestDied: it ended, or said nothing in time.
         """
-        header = {
-            "t": "setup",
-            "inc": self.incarnation,
-            "namespaces": setup.namespaces,
-            "overlay": str(setup.overlay) if setup.overlay else None,
-            "accepts": _held_libraries(),
-            "protect": protect,
-            "protect_bytes": protect_bytes,
-            "shown": setup.shown,
-        }
-        self._channel.send(messages.encode(header))
+        self._channel.send(_setup(self.incarnation, setup, protect, protect_bytes))
+        await self._until_ready()
+
+    async def greeted(self) -> None:
+        """Wait for a guest that was sent its `greeting` beforehand.
+
+        Raises:
+            GuestDied: as `start`.
+        """
         await self._until_ready()
 
     async def awake(self, run: int) -> None:
@@ -672,6 +672,33 @@ def _answer(answer: messages.Answer, segments: Sequence[Any], name: str) -> obje
             raise HandleNotFound(name)
         raise from_facts(answer.error.type, answer.error.facts)
     return decode_value(answer.value, segments, writable=True)
+
+
+def _setup(incarnation: int, setup: Setup, protect: Protect, protect_bytes: int) -> bytes:
+    header = {
+        "t": "setup",
+        "inc": incarnation,
+        "namespaces": setup.namespaces,
+        "overlay": str(setup.overlay) if setup.overlay else None,
+        "accepts": _held_libraries(),
+        "protect": protect,
+        "protect_bytes": protect_bytes,
+        "shown": setup.shown,
+    }
+    return messages.encode(header)
+
+
+def greeting(setup: Setup, protect: Protect, protect_bytes: int) -> bytes:
+    """Frames for a session's first worker that waits for its session: set up, and one empty run.
+
+    A copy of a process pays for each page that it writes to first; the run does so while nobody
+    waits, and nobody is told of it.
+    """
+    headers = (
+        _setup(FIRST, setup, protect, protect_bytes),
+        messages.encode({"t": "run", "run": 0, "code": "None"}),
+    )
+    return b"".join(bytes(part) for header in headers for part in pack(header)[0])
 
 
 @cache

@@ -106,7 +106,9 @@ class Zygote:
     scratch: Scratch
     users: int = 0
     is_preloaded: bool = False
-    _waiting: dict[str, list[Waiting]] = field(default_factory=dict[str, list[Waiting]])
+    _waiting: dict[tuple[str, bytes], list[Waiting]] = field(
+        default_factory=dict[tuple[str, bytes], list[Waiting]]
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -133,9 +135,9 @@ class Zygote:
             held.pop_all()
         return keeper
 
-    def take(self, plan: Mapping[str, Any]) -> Waiting | None:
-        """A sandbox of this plan that was made beforehand."""
-        waiting = self._waiting.get(json.dumps(plan), [])
+    def take(self, plan: Mapping[str, Any], greeting: bytes) -> Waiting | None:
+        """A sandbox of this plan that was made beforehand, and whose worker was greeted so."""
+        waiting = self._waiting.get((json.dumps(plan), greeting), [])
         while waiting:
             taken = waiting.pop(0)
             if taken.is_alive:
@@ -143,19 +145,23 @@ class Zygote:
             taken.close()
         return None
 
-    def fill(self, plan: Mapping[str, Any], count: int) -> None:
-        """Have this many sandboxes of a plan wait; they are made while the caller goes on."""
+    def fill(self, plan: Mapping[str, Any], greeting: bytes, count: int) -> None:
+        """Have this many sandboxes of a plan wait; they are made while the caller goes on.
+
+        Args:
+            greeting: sent to their workers at once.
+        """
         if not count:
             return
-        waiting = self._waiting.setdefault(json.dumps(plan), [])
+        waiting = self._waiting.setdefault((json.dumps(plan), greeting), [])
         while len(self._waiting) > MOST_PLANS:
             for forgotten in self._waiting.pop(next(iter(self._waiting))):
                 forgotten.close()
         with contextlib.suppress(OSError):  # the next session finds that it has ended
             while len(waiting) < count:
-                waiting.append(self._make_waiting(plan))
+                waiting.append(self._make_waiting(plan, greeting))
 
-    def _make_waiting(self, plan: Mapping[str, Any]) -> Waiting:
+    def _make_waiting(self, plan: Mapping[str, Any], greeting: bytes) -> Waiting:
         with contextlib.ExitStack() as given, contextlib.ExitStack() as held:
             keeper = self.request(plan)
             held.callback(keeper.close)
@@ -168,7 +174,8 @@ class Zygote:
             given.callback(os.close, its_stderr)
             passed = array.array("i", [its_guest.fileno(), its_stdout, its_stderr])
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)
-            keeper.sendmsg([b'{"t": "worker", "rehearses": true}'], [rights])
+            keeper.sendmsg([b'{"t": "worker"}'], [rights])
+            guest_end.sendall(greeting)
             held.pop_all()
         return Waiting(keeper=keeper, guest=guest_end, stdout=stdout, stderr=stderr)
 

@@ -127,9 +127,7 @@ def _prepare(plan: dict[str, Any]) -> socket.socket | None:
     return listener
 
 
-def _become_worker(
-    plan: dict[str, Any], guest: int, out: int, err: int, report: int, *, rehearses: bool
-) -> NoReturn:
+def _become_worker(plan: dict[str, Any], guest: int, out: int, err: int, report: int) -> NoReturn:
     """Serve the session's runs, confined; what fails before that goes to `report`."""
     try:
         os.setsid()
@@ -163,8 +161,6 @@ def _become_worker(
     try:
         from . import loop  # where workers execute a command the keeper needs none of it
 
-        if rehearses:
-            loop.rehearse()
         loop.serve(guest)
         # as an interpreter ends, but the image stays whole: to take it down takes long
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
@@ -301,7 +297,7 @@ class Keeper:
         elif kind == "idle":
             self._pause = IDLE_PAUSE
         elif kind == "worker":
-            self._start_worker(fds, rehearses=message["rehearses"])
+            self._start_worker(fds)
         elif kind == "adopt":
             self._adopt(message["pid"])
         elif kind == "spare":
@@ -324,12 +320,12 @@ class Keeper:
         for fd in fds:
             os.close(fd)
 
-    def _start_worker(self, fds: Sequence[int], *, rehearses: bool) -> None:
+    def _start_worker(self, fds: Sequence[int]) -> None:
         report, told = os.pipe()
         worker = os.fork()
         if worker == 0:
             guest, out, err = fds
-            _become_worker(self._plan, guest, out, err, told, rehearses=rehearses)
+            _become_worker(self._plan, guest, out, err, told)
         os.close(told)
         with open(report, "rb") as pipe:
             said = pipe.read(4096)  # it ends when the worker is confined

@@ -243,15 +243,6 @@ def main(fd: int, lifeline: int = -1) -> None:
     serve(fd)
 
 
-def rehearse() -> None:
-    """Do what a first run does while nobody waits: a copy pays for each page it first writes."""
-    interpreter = Interpreter("_rehearsal", {})
-    outcome = interpreter.run("1 + 1", 0)
-    values.encode(outcome.value, [], accepts=frozenset())
-    values.decode([["x"], {"a": 1.5}], [], writable=True)
-    interpreter.close()
-
-
 def serve(fd: int) -> None:
     """The same in a process that somebody else looks after."""
     try:

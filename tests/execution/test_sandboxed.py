@@ -355,23 +355,38 @@ async def test_the_end_of_a_zygote_ends_its_sessions_and_they_begin_anew(tmp_pat
             assert await value(guest, "1 + 1") == 2
 
 
+async def wait_for_pool(template: zygote.Zygote, count: int) -> list[zygote.Waiting]:
+    """Those that wait, once they are so many."""
+    with anyio.fail_after(PATIENCE):
+        while True:
+            lists: Any = vars(template)["_waiting"].values()
+            waiting = [one for some in lists for one in some]
+            if len(waiting) == count:
+                return waiting
+            await anyio.sleep(0.01)
+
+
 async def test_a_session_from_the_pool_is_like_any_other(tmp_path: Path) -> None:
     async with session(tmp_path / "base", pool=1) as guest:
         await value(guest, "x = 1; x")
+        (waiting,) = await wait_for_pool(wall_of(guest), 1)
     async with session(tmp_path / "base", pool=1) as guest:
+        assert guest.id
         result = await guest.run("x")
         assert result.failure is not None
         assert result.failure.type == "NameError"
+        assert result.run_id == 1
         assert await value(guest, "import os; os.listdir('/packages')") == []
+        assert await value(guest, "import sys; 'pandas' in sys.modules") is True
+        assert await wait_for_pool(wall_of(guest), 1) != [waiting]
+        await guest.run("os.kill(os.getpid(), 9)")
+        assert await value(guest, "1 + 1") == 2
     zygote.close_zygotes()
 
 
 async def test_a_pool_that_died_is_passed_over(tmp_path: Path) -> None:
     async with session(tmp_path / "base", pool=2) as guest:
-        template = wall_of(guest)
-        (waiting,) = vars(template)["_waiting"].values()
-        assert len(waiting) == 2
-        for one in waiting:
+        for one in await wait_for_pool(wall_of(guest), 2):
             one.keeper.shutdown(2)
     async with session(tmp_path / "base", pool=0) as guest:
         assert await value(guest, "1 + 1") == 2
