@@ -25,11 +25,9 @@ async def main() -> None:
         result = await session.run("total > 28")
         print("value:", result.value)
 
-        # A process that dies costs the variables, not the session.
+        # A process that dies does not cost the session, and in a sandbox not even the variables.
         result = await session.run("import os; os._exit(3)")
         print("error:", result.error, "- variables:", result.state)
-        result = await session.run("'total' in globals()")
-        print("value:", result.value)
 
         # Values go in and out between runs.
         await session.put("words", ["to", "be", "or", "not"])

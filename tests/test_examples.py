@@ -24,10 +24,17 @@ SHOWS = {
         "value: 5.6",
         "error: ZeroDivisionError: division by zero in line 2",
         "variables: kept\nvalue: True",
-        "variables: lost\nvalue: False",
+        "error: GuestDied",
         "counts: {'to': 2, 'be': 2, 'or': 2, 'not': 3}",
     ),
     "main_job.py": ("178 wines of 3 growers", "flavanoids", "workflow separation:", "chart:"),
+    "sandbox.py": (
+        "sum of the prices: 7",
+        "would allow it",
+        "here: [3, 4]",
+        "in the branch: [300, 400]",
+        "rows still here: 2",
+    ),
     "streaming.py": ("stdout: price of b is 2.0", "stderr: done", "run 1: ok"),
 }
 

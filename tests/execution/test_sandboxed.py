@@ -331,6 +331,20 @@ async def test_sessions_of_one_kind_share_a_zygote(tmp_path: Path) -> None:
             assert wall_of(third) is not wall_of(one)
 
 
+async def test_another_environment_has_another_zygote(tmp_path: Path) -> None:
+    async with session(tmp_path / "base") as guest:
+        first = wall_of(guest)
+        executor: SubprocessExecutor = vars(guest)["_executor"]
+        packages = executor.environment.site_packages
+    before = packages.stat()
+    try:
+        os.utime(packages, (1, 1))  # as if it had been made anew
+        async with session(tmp_path / "base") as guest:
+            assert wall_of(guest) is not first
+    finally:
+        os.utime(packages, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 async def test_a_zygote_that_ended_is_replaced(tmp_path: Path) -> None:
     async with session(tmp_path / "base") as guest:
         first = wall_of(guest)
