@@ -25,6 +25,7 @@ from py_code_mode.errors import (
     ExecutorClosed,
     ForeignCheckpoint,
     ForeignEventLoop,
+    GuestDied,
     ReentrantRun,
     SessionClosed,
     WorkspaceNotTrusted,
@@ -45,7 +46,7 @@ from py_code_mode.execution.supervisor import to_the_end
 from py_code_mode.results import ExecutionResult, Handle, State, shorten
 from py_code_mode.scratch import Scratch
 from py_code_mode.storage import FileStorage, StorageBackend
-from py_code_mode.trust import check_trusted, expose
+from py_code_mode.trust import check_trusted, expose, unexpose
 from py_code_mode.workspace import FILE, WorkspaceConfig, check_apart, read_config
 
 if TYPE_CHECKING:
@@ -308,6 +309,10 @@ class Session(AsyncResource):
         Raises:
             SessionClosed: the session was closed, before or meanwhile.
             EnvironmentFailed: the interpreter, its packages or the requirements cannot be had.
+            ConfigError: the workspace's file and the executor do not agree.
+            ConfinementFailed: a layer of the sandbox, which this machine should have, failed.
+            SandboxUnavailable: this machine cannot enforce the policy, or lacks the backend.
+            WorkspaceNotTrusted: somebody else may have written what would run here.
         """
         if self._phase == "starting":
             await self._started.wait()
@@ -354,6 +359,10 @@ class Session(AsyncResource):
         )
         await self._executor.start(setup, self._answer)
         self._check_exposure(is_new=is_new)
+        if self._is_exposed:
+            # before any code runs: other sessions may find what it makes while this one is open
+            assert isinstance(self._storage, FileStorage)
+            await anyio.to_thread.run_sync(expose, self._storage.base_path)
         self._namespaces = self._compose(registry, scratch, said)
         if self._sync_deps_on_start:
             report = await self._namespaces.dependencies.sync()
@@ -467,8 +476,8 @@ class Session(AsyncResource):
             await anyio.to_thread.run_sync(scratch.remove)
         if self._is_exposed and isinstance(self._storage, FileStorage):
             base = self._storage.base_path
-            if any((base / name).exists() for name in ("tools", FILE)):
-                await anyio.to_thread.run_sync(expose, base)
+            is_made = any((base / name).exists() for name in ("tools", FILE))
+            await anyio.to_thread.run_sync(expose if is_made else unexpose, base)
 
     async def aclose(self) -> None:
         """The same as `close`."""
@@ -621,6 +630,8 @@ class Session(AsyncResource):
             except BaseException:
                 if other._executor is not executor:
                     await to_the_end(other._executor.close)
+                if other._scratch is not None:
+                    await to_the_end(partial(anyio.to_thread.run_sync, other._scratch.remove))
                 raise
             return other
 
@@ -629,8 +640,8 @@ class Session(AsyncResource):
         self._said, self._is_exposed = origin._said, origin._is_exposed
         registry = self._tools()
         registry.add_those_of(origin._tools())
+        self._scratch = origin._scratch.share()  # at once: the origin may be closed meanwhile
         self._executor = await executor.fork(self._id, self._answer)
-        self._scratch = origin._scratch.share()
         self._loop = origin._loop
         self._runs = origin._runs
         self._namespaces = self._compose(registry, self._scratch, self._said)
@@ -650,8 +661,8 @@ class Session(AsyncResource):
             self._check_open()
             try:
                 yield
-            except ExecutorClosed:
-                self._check_open()
+            except (ExecutorClosed, GuestDied):
+                self._check_open()  # close() has ended it
                 raise
 
     async def put(self, name: str, value: object) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 __all__ = ["Doubt", "Trusted", "check_trusted", "distrust", "doubts", "expose", "exposed",
-           "record_file", "trust", "trusted"]  # fmt: skip
+           "record_file", "trust", "trusted", "unexpose"]  # fmt: skip
 
 _FILE = "trusted.json"
 _HAS_OWNERS = hasattr(os, "geteuid")
@@ -215,6 +215,18 @@ def expose(folder: Path) -> None:
     store = _store(is_written=True)
     with store.lock():
         _write(store, list(trusted()), exposed() | {folder.resolve()})
+
+
+def unexpose(folder: Path) -> None:
+    """Take back what `expose` said: nothing that would be run has come to be there.
+
+    Raises:
+        ConfigError: the record cannot be used.
+        StoreError: the record cannot be written.
+    """
+    store = _store(is_written=True)
+    with store.lock():
+        _write(store, list(trusted()), exposed() - {folder.resolve()})
 
 
 def exposed() -> frozenset[Path]:

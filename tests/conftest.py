@@ -85,53 +85,81 @@ def _zygotes() -> list[Any]:
     return list(vars(module)["_zygotes"].values()) if module is not None else []
 
 
-def _is_of_zygote(process: psutil.Process) -> bool:
-    walls = {zygote.process.pid for zygote in _zygotes()}
-    above = {process.pid, *(parent.pid for parent in process.parents())}
-    # the wall itself, the zygote and the one that took over; what is copied from them has its own
-    # names
-    return process.pid in walls or (process.name() == "pcm-zygote" and bool(walls & above))
-
-
 def _processes() -> frozenset[tuple[int, float, str]]:
-    found: set[tuple[int, float, str]] = set()
-    for child in (*psutil.Process().children(recursive=True), *_orphans()):
+    walls = {zygote.process.pid for zygote in _zygotes()}
+    found = _descendants() if sys.platform == "linux" else _children()
+    return frozenset(
+        entry
+        for entry in found
+        # a zygote and the one that takes over from it outlive sessions; multiprocessing keeps a
+        # process for the life of this one
+        if entry[0] not in walls
+        and not entry[2].startswith("pcm-zygote ")
+        and "multiprocessing.resource_tracker" not in entry[2]
+    )
+
+
+def _children() -> Iterator[tuple[int, float, str]]:
+    for child in psutil.Process().children(recursive=True):
         try:
-            if _is_of_zygote(child):
-                continue
             command = f"{child.name()} {' '.join(child.cmdline())}"
-            found.add((child.pid, child.create_time(), command[:200]))
+            yield child.pid, child.create_time(), command[:200]
         except psutil.NoSuchProcess:
             continue
-    # multiprocessing keeps one for the life of the process
-    return frozenset(entry for entry in found if "multiprocessing.resource_tracker" not in entry[2])
+
+
+def _descendants() -> Iterator[tuple[int, float, str]]:
+    """The same, in one pass, since it is done twice for each test; orphans of ours too."""
+    parents: dict[int, int] = {}
+    facts: dict[int, tuple[float, str]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            head, _, rest = Path(f"/proc/{entry}/stat").read_text().rpartition(")")
+        except OSError:
+            continue  # it has just ended
+        words = rest.split()
+        pid = int(entry)
+        parents[pid] = int(words[1])
+        facts[pid] = float(words[19]), head.partition("(")[2]
+    ours = {os.getpid()}
+    for pid in parents:
+        above: list[int] = []
+        while pid in parents and pid not in ours:
+            above.append(pid)
+            pid = parents[pid]
+        if pid in ours:
+            ours.update(above)
+    ours.update(pid for pid in parents if pid not in ours and _is_orphan(pid))
+    for pid in ours - {os.getpid()}:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        started, name = facts[pid]
+        yield pid, started, f"{name} {command}"[:200]
 
 
 _strangers: set[int] = set()
 
 
-def _orphans() -> Iterator[psutil.Process]:
-    """Processes whose parent is gone; that they are of this test run, the temporary folder tells.
+def _is_orphan(pid: int) -> bool:
+    """Whether a process whose parent is gone is of this test run: the temporary folder tells.
 
     A parent that takes orphans in (man 2 prctl, PR_SET_CHILD_SUBREAPER) would alter what the tests
     see of their own children.
     """
-    if sys.platform != "linux":
-        return
-    ours = f"TMPDIR={tempfile.gettempdir()}".encode()
-    running = {int(name) for name in os.listdir("/proc") if name.isdigit()}
-    for pid in running - _strangers - {os.getpid()}:
-        try:
-            is_ours = ours in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            is_ours = False
-        if is_ours:
-            try:
-                yield psutil.Process(pid)
-            except psutil.NoSuchProcess:
-                continue
-        else:
-            _strangers.add(pid)
+    if pid in _strangers:
+        return False
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        variables = []
+    if f"TMPDIR={tempfile.gettempdir()}".encode() in variables:
+        return True
+    _strangers.add(pid)
+    return False
 
 
 def _threads() -> frozenset[threading.Thread]:

@@ -264,6 +264,8 @@ async def test_tools_that_sandboxed_code_makes_are_used_by_nobody(
             result = await session.run(code)
             assert result.failure is not None
             assert "while sandboxed code could write there" in result.failure.message
+        with pytest.raises(WorkspaceNotTrusted):  # nor by those who come while it is open
+            await Session(FileStorage(base), InProcessExecutor()).start()
     assert exposed() == {base.resolve()}
     with pytest.raises(WorkspaceNotTrusted, match="while sandboxed code could write there"):
         await Session(FileStorage(base), InProcessExecutor()).start()
@@ -278,6 +280,7 @@ async def test_workspace_without_tools_is_left_undoubted(tmp_path: Path) -> None
     base = tmp_path / ".code-mode"
     async with Session(FileStorage(base), Sandboxed(), workdir=tmp_path) as session:
         await session.save_artifact("kept", 1)
+        assert exposed() == {base.resolve()}
     assert base.exists()
     assert exposed() == frozenset()
 

@@ -118,7 +118,7 @@ def test_file_makes_a_passed_policy_stronger_and_never_weaker(base: Path) -> Non
     passed = Policy(read=[data], network=["example.org"], memory="8GiB", processes=5)
     policy = said.required_policy(passed)
     assert policy == Policy(read=[data], network=["example.org"], memory="1GiB", processes=5)
-    assert said.required_policy(Policy(memory="1MiB")) == Policy(memory="1MiB")
+    assert said.required_policy(Policy(memory="64MiB")) == Policy(memory="64MiB")
 
 
 @pytest.mark.parametrize("path", [".", "..", "./.code-mode", "./.code-mode/artifacts", "./link"])

@@ -161,6 +161,12 @@ def show_text(text: str, stream: TextIO | None = None) -> None:
     print(_safe(text.removesuffix("\n"), to), file=to, flush=True)
 
 
+def show_source(text: str, stream: TextIO | None = None) -> None:
+    """Like `show_text`, for code: on a terminal not even colours, which could hide a line."""
+    to = sys.stdout if stream is None else stream
+    show_text(text.replace("\x1b", "\\x1b") if to.isatty() else text, to)
+
+
 def _safe(text: str, stream: TextIO) -> str:
     if stream.isatty():
         text = printable(text, colours=has_colours())

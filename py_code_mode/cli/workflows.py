@@ -19,7 +19,7 @@ from py_code_mode.cli.options import (
 )
 from py_code_mode.cli.place import Place, takes_place
 from py_code_mode.cli.run import decode_source
-from py_code_mode.cli.terminal import complain, facts, say, show_json, show_table, show_text
+from py_code_mode.cli.terminal import complain, facts, say, show_json, show_source, show_table
 from py_code_mode.errors import WorkflowNotFound
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def show(name: Name, base: Base = None, as_json: Json = False) -> None:
     else:
         if "origin" in entry:
             say(f"note: written by sandboxed code ({entry['origin']}), and not approved")
-        show_text(str(entry["source"]))
+        show_source(str(entry["source"]))
 
 
 @app.command()
@@ -134,7 +134,7 @@ def approve(
         raise WorkflowNotFound(name)
     source, origin = str(entry["source"]), entry.get("origin")
     if origin is not None and not yes:
-        show_text(source, sys.stderr)
+        show_source(source, sys.stderr)
         question = f"written by sandboxed code ({origin}); let it run with your rights?"
         typer.confirm(question, abort=True, err=True)
     # not what somebody put there while it was read

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -57,8 +58,7 @@ class KeptProcess:
             except ProcessLookupError:
                 return  # it has ended, and we are about to hear of it
             except OSError:
-                # a guest that was woken passed something that is no process: end it all
-                self._keeper.end()
+                self._keeper.end()  # it cannot be ended alone (man 2 pidfd_send_signal): end it all
 
     def exited(self, status: int, limit: Limit | None) -> None:
         """Called by the keeper's side, once."""
@@ -90,6 +90,7 @@ class Keeper:
         self._failure: ConfinementFailed | None = None
         self._changed = anyio.Event()
         self._started: tuple[int, int] | None = None
+        self._unwanted = 0  # workers that were asked for by callers who were cancelled
         self._is_admitted = True
         self._cleared = 0
         self._adopting: dict[int, asyncio.Future[int]] = {}
@@ -107,16 +108,22 @@ class Keeper:
     def _readable(self) -> None:
         fds = array.array("i")
         try:
-            body, control, _, _ = self._socket.recvmsg(
+            body, control, flags, _ = self._socket.recvmsg(
                 _MAX_MESSAGE, socket.CMSG_SPACE(4 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, ConnectionResetError):
             return  # reset: it ended without having read all; what it said can still be read
         except OSError:
-            body, control = b"", []
+            body, control, flags = b"", [], 0
         for level, kind, data in control:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        if flags & socket.MSG_CTRUNC:
+            for fd in fds:
+                os.close(fd)
+            reason = "descriptors were lost: this process has too many open files"
+            self._failure = ConfinementFailed("keeper", reason)
+            body = b""
         if not body:
             self._over()
             return
@@ -128,7 +135,11 @@ class Keeper:
                     self._listener = socket.socket(fileno=rest[0])
             case "started":
                 self._unclaimed.pop(message["pid"], None)  # another's, who had this number before
-                self._started = (message["pid"], fds[0])
+                if self._unwanted:
+                    self._unwanted -= 1
+                    os.close(fds[0])  # it ends without its socket
+                else:
+                    self._started = (message["pid"], fds[0])
             case "failed":
                 self._failure = ConfinementFailed(message["step"], message["reason"])
             case "admitted":
@@ -222,7 +233,17 @@ class Keeper:
             ConfinementFailed: a layer failed; nothing was run.
             GuestDied: the sandbox ended, or said nothing in time.
         """
-        await self._until(lambda: self._started is not None)
+        try:
+            await self._until(lambda: self._started is not None)
+        except BaseException:
+            if self._started is None:
+                self._unwanted += 1
+            else:
+                os.close(self._take_started()[1])
+            raise
+        return self._take_started()
+
+    def _take_started(self) -> tuple[int, int]:
         assert self._started is not None
         started, self._started = self._started, None
         return started
@@ -274,10 +295,11 @@ class Keeper:
             pid: inside the session, as the copy says.
 
         Raises:
-            GuestDied: there is no such process any more.
+            GuestDied: there is no such process any more, or it is another worker.
         """
         pidfd = -1
-        if not self._is_over:
+        # of a worker that is followed already nobody would hear the end
+        if not self._is_over and pid not in self._processes:
             self._tell({"t": "adopt", "pid": pid})
             adopting = self._adopting[pid] = self._loop.create_future()
             try:
@@ -295,9 +317,14 @@ class Keeper:
         """Have memory looked at often, or now and then."""
         self._tell({"t": "busy" if is_busy else "idle"})
 
-    def end_forks(self, seconds: float) -> None:
-        """End what the worker's code has forked in so many seconds; programs it started stay."""
-        self._tell({"t": "end_forks", "seconds": seconds})
+    async def end_forks(self, seconds: float) -> None:
+        """End what the worker's code has forked in so many seconds; returns when it has ended.
+
+        Programs that it has started stay.
+        """
+        # a point in time: what has forked that much may keep the keeper waiting for a processor
+        since = time.clock_gettime(time.CLOCK_BOOTTIME) - seconds
+        await self._ask_to_clear({"t": "end_forks", "since": since})
 
     def spare(self, pids: Iterable[int]) -> None:
         """Name the sleeping copies, which a limit that is hit does not end."""
@@ -310,8 +337,11 @@ class Keeper:
             spared: pids inside.
             is_shared: others use it too, whose copies may not all be known yet.
         """
+        await self._ask_to_clear({"t": "clear", "pids": list(spared), "shared": is_shared})
+
+    async def _ask_to_clear(self, message: Mapping[str, Any]) -> None:
         before = self._cleared
-        self._tell({"t": "clear", "pids": list(spared), "shared": is_shared})
+        self._tell(message)
         with anyio.move_on_after(END_TIMEOUT):
             while self._cleared == before and not self._is_over:
                 await self._changed.wait()

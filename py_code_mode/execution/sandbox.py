@@ -253,17 +253,19 @@ class Sandbox:
         if self._serving is not None:
             self._serving.cancel()
             await self._serving.wait()
+        await self.keeper.close()
         if self.waiting is not None:
             self.waiting.close()
-        await self.keeper.close()
         if self.process is not None:
             await end(self.process)
         if self.scratch is not None:
             await anyio.to_thread.run_sync(self.scratch.remove)
         if self.zygote is not None:
-            if self.packages is not None:
-                await anyio.to_thread.run_sync(remove_tree, self.packages)
-            zygote.release(self.zygote)
+            try:
+                if self.packages is not None:
+                    await anyio.to_thread.run_sync(remove_tree, self.packages)
+            finally:
+                await zygote.release(self.zygote)
 
 
 async def open_sandbox(
@@ -350,8 +352,10 @@ async def _open_copied(
     view: View,
     variables: Mapping[str, str],
     greeting: bytes | None,
+    *,
+    again: bool = True,
 ) -> Sandbox:
-    """A sandbox copied from a zygote."""
+    """A sandbox copied from a zygote, of which there is another one where it was just killed."""
     shares_network = policy.network == "open"
     found = await examine_machine()
     spec = zygote.ZygoteSpec(
@@ -380,7 +384,11 @@ async def _open_copied(
     except BaseException as error:
         if packages is not None:
             packages.rmdir()
-        zygote.release(template)
+        await to_the_end(partial(zygote.release, template))
+        if again and isinstance(error, ConnectionError):
+            return await _open_copied(
+                policy, environment, workdir, view, variables, greeting, again=False
+            )
         if isinstance(error, OSError):
             raise ConfinementFailed("zygote", str(error), error.errno) from error
         raise

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import msgspec
+from anyio.lowlevel import checkpoint
 
 from py_code_mode.errors import GuestDied, ProtocolViolation
 from py_code_mode.guest.wire import discard
@@ -88,6 +89,7 @@ class Sleeper:
             with anyio.fail_after(WAKE_TIMEOUT):
                 answer = _answers.decode(await self._answer())
                 while answer.inc != incarnation:  # for one who was cancelled
+                    await checkpoint()  # whoever sends without an end must not own the event loop
                     answer = _answers.decode(await self._answer())
         except TimeoutError as error:
             raise GuestDied(f"was not woken: no answer for {WAKE_TIMEOUT:g} s") from error

@@ -16,7 +16,7 @@ from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import anyio
 
@@ -25,6 +25,7 @@ from py_code_mode.environments.base import Environment, EnvironmentSpec, realise
 from py_code_mode.errors import (
     CheckpointClosed,
     CheckpointRefused,
+    ConfigError,
     EnvironmentFailed,
     ExecutorClosed,
     ForeignCheckpoint,
@@ -108,6 +109,24 @@ class SubprocessConfig(ExecutorConfig):
     protect_bytes: int = PROTECT_BYTES
     pool: int = 0
     also_read: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_choice("backend", self.backend, get_args(BackendChoice))
+        _check_choice("protect", self.protect, get_args(Protect))
+        _check_kind("policy", self.policy, (Policy, type(None)), "a Policy")
+        _check_kind("pool", self.pool, (int,), "a number from 0")
+        if self.pool < 0:
+            raise ConfigError("pool", f"must be a number from 0, not {self.pool}")
+
+
+def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(name, f"must be one of {', '.join(known)}, not {value!r}")
+
+
+def _check_kind(name: str, value: object, kinds: tuple[type, ...], wanted: str) -> None:
+    if not isinstance(value, kinds):
+        raise ConfigError(name, f"must be {wanted}, not {value!r}")
 
 
 class SubprocessExecutor(BranchingExecutor):
@@ -217,7 +236,7 @@ class SubprocessExecutor(BranchingExecutor):
                     self._worker = await self._new_worker()
                 except (GuestDied, OSError) as error:
                     raise EnvironmentFailed(
-                        "the worker could not be started", str(error)
+                        "the worker could not be started", _reason(error)
                     ) from error
                 self._state = "started"
                 self._prepare_next_soon()
@@ -455,7 +474,7 @@ class SubprocessExecutor(BranchingExecutor):
             self.state = fate.state
         self._owed = None
         if ended.was_stopped and worker.death is None and self._sandbox is not None:
-            self._sandbox.keeper.end_forks(ended.duration)
+            await self._sandbox.keeper.end_forks(ended.duration)
         if worker.refusal != self._told_of_refusal and worker.death is None:
             self._told_of_refusal = worker.refusal
             if worker.refusal is not None:
@@ -488,7 +507,7 @@ class SubprocessExecutor(BranchingExecutor):
         try:
             return await self._install(self._new_worker)
         except (GuestDied, OSError) as error:
-            raise EnvironmentFailed("a new worker could not be started", str(error)) from error
+            raise EnvironmentFailed("a new worker could not be started", _reason(error)) from error
 
     async def _settle(self, worker: Worker) -> Fate:
         """Put the copy of a worker that has died in its place; what becomes of the variables."""
@@ -508,7 +527,7 @@ class SubprocessExecutor(BranchingExecutor):
                 await self._install(partial(self._wake, sleeper, keep=False))
         except (GuestDied, OSError) as error:
             sleeper.close()
-            return replace(LOST, notes=(f"their copy is lost too: {error}",))
+            return replace(LOST, notes=(f"their copy is lost too: {_reason(error)}",))
         except BaseException as error:
             sleeper.close()
             if isinstance(error, ExecutorClosed):
@@ -569,6 +588,9 @@ class SubprocessExecutor(BranchingExecutor):
         copy = await worker.checkpoint()
         if isinstance(copy, str):
             raise CheckpointRefused(self._setup.session_id, copy)
+        if self._state != "started":  # close() came meanwhile
+            copy.close()
+            raise ExecutorClosed(self.name, self._state)
         return copy
 
     def _release(self, checkpoint: Checkpoint) -> None:
@@ -626,7 +648,7 @@ class SubprocessExecutor(BranchingExecutor):
 
     async def exchange(self, message: Exchange) -> object:
         worker = self._live()
-        if worker.death is not None and worker.sleeper is not None:
+        if worker.death is not None:
             worker = await self._replace(worker)
         return await worker.exchange(message)
 
@@ -685,6 +707,11 @@ class SubprocessExecutor(BranchingExecutor):
             supervisor, self._supervisor = self._supervisor, None
             if supervisor is not None:
                 await supervisor.release()
+
+
+def _reason(error: GuestDied | OSError) -> str:
+    """What happened, without what it would mean for a worker that had variables."""
+    return f"it {error.reason}" if isinstance(error, GuestDied) else str(error)
 
 
 def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:

@@ -212,7 +212,8 @@ class Worker:
                 self._take_sleeper(message, frame)
 
     def _take_sleeper(self, message: messages.Asleep, frame: Frame) -> None:
-        asked = self._asked.pop(message.id, None) if message.id is not None else None
+        # it stays there until its asker has it: the end of the guest may be the answer yet
+        asked = self._asked.get(message.id) if message.id is not None else None
         if message.refused is not None:
             refusal = shorten(message.refused, MAX_REFUSAL)
             if message.id is None:

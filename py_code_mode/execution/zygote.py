@@ -23,6 +23,7 @@ import anyio.to_thread
 from py_code_mode.errors import ConfinementFailed
 from py_code_mode.execution.launch import GUEST, end_blocking, spawn, text_of, wall_files
 from py_code_mode.guest import walls
+from py_code_mode.guest.keeper import MAX_PLAN
 from py_code_mode.sandbox import bubblewrap
 from py_code_mode.sandbox.probe import sandbox_user
 from py_code_mode.scratch import Scratch
@@ -106,6 +107,7 @@ class Zygote:
     scratch: Scratch
     users: int = 0
     is_preloaded: bool = False
+    is_cut_off: bool = False
     _waiting: dict[tuple[str, bytes], list[Waiting]] = field(
         default_factory=dict[tuple[str, bytes], list[Waiting]]
     )
@@ -113,7 +115,7 @@ class Zygote:
 
     @property
     def is_alive(self) -> bool:
-        return self.process.poll() is None
+        return not self.is_cut_off and self.process.poll() is None
 
     def request(self, plan: Mapping[str, Any]) -> socket.socket:
         """Ask for a sandbox; gives our end of its keeper's socket, by which all is told.
@@ -126,12 +128,20 @@ class Zygote:
             "shares_network": self.spec.shares_network,
             "confinement": plan["confinement"],
         }
+        body = json.dumps(plan).encode()
+        if len(body) > MAX_PLAN:
+            reason = f"paths and variables of the policy take {len(body)} bytes, over {MAX_PLAN}"
+            raise ConfinementFailed("policy", reason)
         with contextlib.ExitStack() as given, contextlib.ExitStack() as held:
             keeper, its_keeper = _socket_pair(held, given, socket.SOCK_SEQPACKET)
-            keeper.send(json.dumps(plan).encode())
+            keeper.send(body)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [its_keeper.fileno()]))
-            with self._lock:
-                self.control.sendmsg([json.dumps(request).encode()], [rights])
+            try:
+                with self._lock:
+                    self.control.sendmsg([json.dumps(request).encode()], [rights])
+            except ConnectionError:
+                self.is_cut_off = True  # it was killed, a moment before its walls end
+                raise
             held.pop_all()
         return keeper
 
@@ -198,6 +208,15 @@ class Zygote:
         folder.mkdir(mode=0o755)
         return folder
 
+    def abandon(self) -> None:
+        """Give it up without ending it: in a forked child, whose parent has it."""
+        self.control.close()
+        for waiting in self._waiting.values():
+            while waiting:
+                waiting.pop().close()
+        os.close(self.said)
+        self.process.returncode = 0  # no child of ours: nobody waits for it, or warns of it
+
     def close(self) -> None:
         """End it and everything inside; blocks for a few milliseconds."""
         self.control.close()
@@ -241,7 +260,7 @@ async def acquire(spec: ZygoteSpec) -> Zygote:
     return found
 
 
-def release(zygote: Zygote) -> None:
+async def release(zygote: Zygote) -> None:
     """Give up one use; the zygote stays for the next session, unless there are too many idle."""
     with _registry_lock:
         zygote.users -= 1
@@ -250,7 +269,7 @@ def release(zygote: Zygote) -> None:
         for other in surplus:
             del _zygotes[other.spec]
     for other in surplus:
-        other.close()
+        await anyio.to_thread.run_sync(other.close)
 
 
 def close_zygotes() -> None:
@@ -268,8 +287,11 @@ atexit.register(close_zygotes)
 
 def _forget_all() -> None:
     """In a forked child the zygotes are its parent's: only the descriptors are ours to close."""
+    global _registry_lock  # another thread, which is not here, may have held it
+    _registry_lock = threading.Lock()
+    _being_started.clear()
     for zygote in _zygotes.values():
-        zygote.control.close()
+        zygote.abandon()
     _zygotes.clear()
 
 

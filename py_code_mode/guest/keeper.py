@@ -20,7 +20,7 @@ import socket
 import sys
 import threading
 from importlib import import_module
-from time import CLOCK_BOOTTIME, clock_gettime, monotonic, process_time
+from time import monotonic, process_time
 
 from . import walls
 from .confine import Confinement, Kernel, confine, find_machine
@@ -86,6 +86,7 @@ def keep(host: socket.socket, plan: dict[str, Any]) -> NoReturn:
         plan: what the host wants: see `_prepare` and `_become_worker`.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the worker alone
     try:
         walls.name_process("pcm-keeper")
         listener = _prepare(plan)
@@ -134,11 +135,13 @@ def _become_worker(plan: dict[str, Any], guest: int, out: int, err: int, report:
         walls.name_process("pcm-worker")
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        _close_all_but(guest, report)
+        close_all_but(guest, report)
         os.environ.update(plan["environment"])
         os.chdir(plan["workdir"])
+        os.environ.pop("PWD", None)  # bubblewrap's, which is another folder
         if "numpy" in sys.modules:
             # its global generator is the only one that a copy shares with its siblings; without
             # an argument it would take ten times as long
@@ -209,7 +212,7 @@ def _be_the_first_to_go() -> None:
         file.write("1000")
 
 
-def _close_all_but(*kept: int) -> None:
+def close_all_but(*kept: int) -> None:
     """Close every descriptor above 2 but these."""
     first = 3
     for fd in sorted(kept):
@@ -269,8 +272,7 @@ class Keeper:
         while True:
             ready = {fd for fd, _ in poll.poll(self._until_next_look())}
             if reading in ready:
-                while len(os.read(reading, 4096)) == 4096:
-                    continue
+                drain(reading)
             self._reap()
             if self._host.fileno() in ready:
                 self._answer()
@@ -314,7 +316,8 @@ class Keeper:
             self._kill_all(spared)
             tell(self._host, {"t": "cleared"})
         elif kind == "end_forks":
-            self._end_forks(message["seconds"])
+            self._end_forks(message["since"])
+            tell(self._host, {"t": "cleared"})
         elif kind == "admit" and not self._is_admitted:
             self._admit(message["packages"])
         for fd in fds:
@@ -342,19 +345,19 @@ class Keeper:
         try:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             pidfd = os.pidfd_open(pid)
-        except OSError:
+        except (OSError, OverflowError):
             tell(self._host, {"t": "adopted", "pid": pid})
             return
         self._watched.add(pid)
         tell(self._host, {"t": "adopted", "pid": pid}, [pidfd])
         os.close(pidfd)
 
-    def _end_forks(self, seconds: float) -> None:
-        """End what forked off a worker in so many seconds and has not become another program.
+    def _end_forks(self, since: float) -> None:
+        """End what forked off a worker since then (boot time), if it is no other program by now.
 
         The worker alone was interrupted: its forks are in the middle of the same cell.
         """
-        since = clock_gettime(CLOCK_BOOTTIME) - seconds - 0.05  # ticks are coarse
+        since -= 0.05  # ticks are coarse
         kept = self._watched | self._spared
         names = {_name_and_start(pid)[0] for pid in self._watched}
         until = monotonic() + KILL_TIMEOUT
@@ -491,6 +494,15 @@ def _count_tasks(processes: Sequence[int]) -> int:
         except OSError:
             continue
     return count
+
+
+def drain(fd: int) -> None:
+    """Read away what is in a pipe that does not block; each signal has left a byte."""
+    try:
+        while os.read(fd, 4096):
+            continue
+    except BlockingIOError:
+        return
 
 
 def _kill(pid: int) -> None:

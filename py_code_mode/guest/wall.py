@@ -65,7 +65,7 @@ def _build(host: socket.socket, plan: dict[str, Any]) -> NoReturn:
     if child:
         host.close()
         # nothing but this process's exit tells the host of the end of the one inside
-        os._exit(min(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF, 255))
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
     walls.make_private()
     if user is None:
         trees = _open(plan["trees"])

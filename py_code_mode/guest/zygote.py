@@ -140,7 +140,8 @@ def _copy(host: socket.socket, request: dict[str, Any], fds: list[int]) -> None:
     if child:
         return
     host.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # with the pipe by which the zygote before this one sees that this one has ended
+    keeper.close_all_but(channel)
     try:
         walls.map_own_user(uid, gid)
         socket.sethostname("sandbox")

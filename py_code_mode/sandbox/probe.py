@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ Backend = Literal["namespaces", "bubblewrap", "landlock", "none"]
 SANDBOX_USER = 65_520
 #: Seconds after which what has not answered counts as failed.
 DEADLINE = 1.5
+#: The same for the second try, where there was no answer.
+_SECOND_DEADLINE = 10.0
+_SILENT = "gave no answer in time"
 _REAP = 1.0
 ATTEMPTS = Path(__file__).with_name("attempts.py")
 _ROOT = ATTEMPTS.parents[2]
@@ -158,8 +162,23 @@ class Probe:
 
 @functools.cache
 def probe() -> Probe:
-    """What this machine can enforce; tried once in a process, which takes up to `DEADLINE`."""
-    return examine()
+    """What this machine can enforce; tried once in a process, which takes up to `DEADLINE`.
+
+    Longer where the machine is so busy that there was no answer: that is no reason to go without.
+    """
+    with _trying:  # many that try at once keep each other from answering in time
+        return _examined()
+
+
+@functools.cache
+def _examined() -> Probe:
+    found = examine()
+    if any(_SILENT in layer.detail for layer in found.failures):
+        return examine(deadline=_SECOND_DEADLINE)
+    return found
+
+
+_trying = threading.Lock()
 
 
 def examine(*, attempts: Path = ATTEMPTS, deadline: float = DEADLINE) -> Probe:
@@ -243,9 +262,7 @@ def _attempted(output: bytes) -> dict[str, dict[str, Any]]:
 
 def _layer(name: str, told: dict[str, Any] | None) -> Layer:
     if told is None:
-        return Layer(
-            name=name, is_ok=False, detail="gave no answer in time", remedy=_remedy(name, None)
-        )
+        return Layer(name=name, is_ok=False, detail=_SILENT, remedy=_remedy(name, None))
     detail = str(told.get("detail", ""))
     if told["ok"]:
         return Layer(name=name, is_ok=True, detail=detail)

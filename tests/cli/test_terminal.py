@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from py_code_mode.cli.terminal import Screen, complain, printable, say, show_table
+from py_code_mode.cli.terminal import Screen, complain, printable, say, show_source, show_table
 
 SAFE = {"\n", "\t"}
 
@@ -83,6 +83,17 @@ async def test_pieces_give_the_same_as_the_whole(
         await screen.write(text[at : at + size])
     await screen.finish()
     assert terminal.getvalue() == printable(text) + "\x1b[0m"
+
+
+def test_no_line_of_code_can_be_painted_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, file = Terminal(), io.StringIO()
+    source = "# \x1b[30;40m\nimport os\r# \x1b[2K\n"
+    show_source(source, terminal)
+    assert terminal.getvalue() == "# \\x1b[30;40m\nimport os\\x0d# \\x1b[2K\n"
+    show_source(source, file)
+    assert file.getvalue() == source
 
 
 HOSTILE = "\x1b]0;title\x07\u202e\x9b2J\rname\x1b[31m"

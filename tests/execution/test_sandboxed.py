@@ -19,6 +19,7 @@ import pytest
 from anyio.abc import SocketAttribute
 
 from py_code_mode import ConfigError, Policy, Session
+from py_code_mode.errors import ConfinementFailed
 from py_code_mode.execution import zygote
 from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
 from py_code_mode.sandbox.probe import probe
@@ -58,6 +59,7 @@ async def test_only_the_system_and_the_environment_can_be_seen(tmp_path: Path) -
         assert await value(guest, "os.listdir(os.path.expanduser('~'))") == []
         assert not await value(guest, f"os.path.exists({str(Path.home() / '.ssh')!r})")
         assert await value(guest, "os.getcwd()") == "/work"
+        assert await value(guest, "os.environ.get('PWD', os.getcwd())") == "/work"
 
 
 async def test_a_granted_folder_can_be_read_and_not_written(tmp_path: Path) -> None:
@@ -88,6 +90,20 @@ async def test_a_given_workdir_is_the_guests_and_stays(tmp_path: Path) -> None:
         assert await value(guest, "import os; os.getcwd()") == str(workdir)
         await value(guest, "open('kept.txt', 'w').write('kept')")
     assert (workdir / "kept.txt").read_text() == "kept"
+
+
+async def test_interrupting_the_keeper_ends_nothing(tmp_path: Path) -> None:
+    """Where Landlock is old, code can send signals to process 1 of its namespace."""
+    async with session(tmp_path / "base") as guest:
+        await value(guest, "x = 1")
+        below = psutil.Process().children(recursive=True)
+        keepers = [process for process in below if process.name() == "pcm-keeper"]
+        assert keepers
+        for keeper in keepers:
+            keeper.send_signal(signal.SIGINT)
+        await guest.run("import os; os._exit(1)")
+        assert await value(guest, "1 + 1") == 2
+        assert all(keeper.is_running() for keeper in keepers)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +166,16 @@ async def test_only_named_variables_of_the_host_are_passed_in(
         result = await guest.run("open('/proc/1/environ', 'rb').read()")
         assert result.failure is not None
         assert result.failure.type == "PermissionError"
+
+
+async def test_a_policy_too_large_to_be_told_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONG", "x" * 140_000)
+    guest = session(tmp_path / "base", env=["LONG"])
+    with pytest.raises(ConfinementFailed, match="over 131072"):
+        await guest.start()
+    await guest.close()
 
 
 async def test_there_is_no_network_but_its_own(tmp_path: Path) -> None:
@@ -284,8 +310,12 @@ async def test_a_fork_bomb_ends_with_its_run(tmp_path: Path) -> None:
             )
             assert result.failure is not None
             assert await value(guest, "1 + 1") == 2
-            count = "import os; len([name for name in os.listdir('/proc') if name.isdigit()])"
-            assert await value(guest, count) <= 4
+            # the dead are the code's own children: it may still want to know how they ended
+            living = (
+                "import glob\n"
+                "len([1 for p in glob.glob('/proc/[0-9]*/stat') if ') Z' not in open(p).read()])"
+            )
+            assert await value(guest, living) <= 4
 
 
 async def test_more_processor_time_than_the_limit_is_told(tmp_path: Path) -> None:
@@ -355,6 +385,44 @@ async def test_a_zygote_that_ended_is_replaced(tmp_path: Path) -> None:
         assert await value(guest, "1 + 1") == 2
 
 
+async def test_a_zygote_that_nobody_has_seen_end_yet_is_replaced(tmp_path: Path) -> None:
+    async with session(tmp_path / "base") as guest:
+        first = wall_of(guest)
+    first.control.shutdown(2)  # its walls take a moment to follow
+    async with session(tmp_path / "base") as guest:
+        assert wall_of(guest) is not first
+        assert await value(guest, "1 + 1") == 2
+
+
+async def test_a_forked_child_has_nothing_to_do_with_its_parents_zygotes(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import asyncio, gc, os, sys
+        from py_code_mode import Session
+        from py_code_mode.execution import zygote
+
+        async def main():
+            async with Session.subprocess(sys.argv[1], backend="namespaces") as guest:
+                await guest.run("1")
+
+        asyncio.run(main())
+        zygote._registry_lock.acquire()  # as a thread would that the child does not have
+        pid = os.fork()
+        if not pid:
+            gc.collect()
+            asyncio.run(main())
+            zygote.close_zygotes()
+            os._exit(0)
+        zygote._registry_lock.release()
+        assert os.waitpid(pid, 0)[1] == 0
+        asyncio.run(main())
+    """)
+    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "base")]
+    ended = subprocess.run(  # noqa: ASYNC221  the loop has nothing else to do
+        command, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 async def test_the_end_of_a_zygote_ends_its_sessions_and_they_begin_anew(tmp_path: Path) -> None:
     async with session(tmp_path / "base") as guest:
         await value(guest, "x = 1; x")
@@ -367,6 +435,24 @@ async def test_the_end_of_a_zygote_ends_its_sessions_and_they_begin_anew(tmp_pat
             result = await guest.run("x")
             assert result.state == "lost"
             assert await value(guest, "1 + 1") == 2
+
+
+async def test_the_end_of_a_zygote_that_took_over_holds_nobody_up(tmp_path: Path) -> None:
+    """Those copied from it live on, and the one before it has to see that it has ended."""
+    async with session(tmp_path / "base", pool=1) as first:
+        await wait_for_pool(wall_of(first), 1)
+        async with session(tmp_path / "base", pool=1) as second:
+            assert await value(second, "import sys; 'pandas' in sys.modules")
+            below = psutil.Process(wall_of(first).process.pid).children(recursive=True)
+            templates = {each.pid: each for each in below if each.name() == "pcm-zygote"}
+            (successor,) = (each for each in templates.values() if each.ppid() in templates)
+            successor.kill()
+            with anyio.fail_after(5):
+                async with session(tmp_path / "base", memory=900 * MIB) as third:
+                    assert wall_of(third) is wall_of(first)
+                    assert await value(third, "1 + 1") == 2
+            assert await value(second, "1 + 1") == 2
+    zygote.close_zygotes()
 
 
 async def wait_for_pool(template: zygote.Zygote, count: int) -> list[zygote.Waiting]:

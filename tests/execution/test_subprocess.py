@@ -6,12 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from py_code_mode import MemoryStorage, Session, SubprocessConfig, SubprocessExecutor
+from py_code_mode import (
+    ConfigError,
+    MemoryStorage,
+    Session,
+    SubprocessConfig,
+    SubprocessExecutor,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,3 +100,18 @@ async def test_interrupt_during_the_answer_of_a_value_keeps_the_session() -> Non
             assert result.state == "kept"
             assert result.is_ok or result.error is not None
         assert (await session.run("x")).value == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"backend": "docker"}, "backend: must be one of auto, .*, not 'docker'"),
+        ({"protect": "sometimes"}, "protect: must be one of idle, always, off, not 'sometimes'"),
+        ({"pool": -1}, "pool: must be a number from 0, not -1"),
+        ({"pool": "3"}, "pool: must be a number from 0, not '3'"),
+        ({"policy": {"network": "none"}}, "policy: must be a Policy, not {'network': 'none'}"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_at_once(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        SubprocessConfig(**options)

@@ -231,6 +231,70 @@ async def test_copy_that_says_nothing_cannot_hold_the_host_up(
     copy.close()
 
 
+async def test_copy_that_never_stops_talking_cannot_hold_the_host_up(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleepers, "WAKE_TIMEOUT", 0.05)
+    copy, host = pair
+    sleeper = Sleeper(host.detach(), 7, 2)
+    read = Sleeper._answer  # pyright: ignore[reportPrivateUsage]
+
+    async def answer_and_talk_on(self: Sleeper) -> bytes:
+        said = await read(self)
+        talk()
+        return said
+
+    def talk() -> None:
+        if anyio.current_time() < until:  # else a host that is held up would be so for good
+            copy.send(b'{"inc": 3, "pid": 11}')
+
+    monkeypatch.setattr(Sleeper, "_answer", answer_and_talk_on)
+    until = anyio.current_time() + 5
+    talk()
+    with pytest.raises(GuestDied, match="not woken"):
+        await sleeper.wake(4, (0, 1, 2), keep=False)
+    assert anyio.current_time() < until
+
+
+async def test_checkpoint_of_a_guest_that_is_closed_meanwhile_ends_with_it(
+    worker: Worker, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    copy, host = pair
+
+    class Leaving:
+        """Its socket and its process: makes the copy, and goes."""
+
+        status: int | None = None
+
+        def send(self, header: bytes) -> None:
+            asked.set()
+
+        async def wait(self) -> None:
+            frame = asleep([host.detach()], id=1)
+            worker.on_frame(frame)
+            frame.close()
+            self.status = 0
+            worker.on_exit(0)
+
+        def read_available(self) -> None: ...
+        def close(self) -> None: ...
+
+    asked = anyio.Event()
+    guest: Any = Leaving()
+    worker.attach(guest, (), guest)
+
+    async def checkpoint() -> None:
+        with pytest.raises(GuestDied):
+            await worker.checkpoint()
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(checkpoint)
+            await asked.wait()
+            await worker.close()
+    assert is_closed(copy)
+
+
 # -- how it ended
 
 

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -303,3 +304,30 @@ def test_asking_from_a_process_with_threads_is_safe() -> None:
     finally:
         stop.set()
         thread.join(5)
+
+
+def test_a_machine_is_tried_once_however_many_ask_and_again_where_it_did_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = probe()
+    silent = examine(deadline=0.0)
+    assert silent.backends != real.backends
+    deadlines: list[float] = []
+
+    def try_all(*, deadline: float = 0.0) -> Probe:
+        deadlines.append(deadline)
+        return real if deadline else silent
+
+    module = sys.modules[examine.__module__]
+    monkeypatch.setattr(module, "examine", try_all)
+    examined: Any = vars(module)["_examined"]
+    probe.cache_clear()
+    examined.cache_clear()
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            found = {id(one.result()) for one in [threads.submit(probe) for _ in range(8)]}
+        assert found == {id(real)}
+        assert len(deadlines) == 2
+    finally:
+        probe.cache_clear()
+        examined.cache_clear()
