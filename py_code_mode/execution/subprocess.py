@@ -57,7 +57,14 @@ from py_code_mode.execution.sandbox import (
     session_variables,
 )
 from py_code_mode.execution.supervisor import Supervisor, to_the_end
-from py_code_mode.execution.worker import FIRST, PROTECT_BYTES, Protect, Worker, greeting
+from py_code_mode.execution.worker import (
+    FIRST,
+    PROTECT_BYTES,
+    Protect,
+    Worker,
+    greeting,
+    setup_frame,
+)
 from py_code_mode.sandbox.policy import Policy
 
 if TYPE_CHECKING:
@@ -272,33 +279,30 @@ class SubprocessExecutor(BranchingExecutor):
         setup = replace(self._setup, overlay=packages, shown=shown)
         return greeting(setup, self.config.protect, self.config.protect_bytes)
 
+    def _setup_frame(self, sandbox: Sandbox) -> bytes:
+        """What a worker is sent that starts in the sandbox now."""
+        assert self._setup is not None
+        setup = replace(self._setup, overlay=sandbox.inside, shown=sandbox.shown)
+        return setup_frame(self._incarnation, setup, self.config.protect, self.config.protect_bytes)
+
     async def _new_worker(self) -> Worker:
         assert self._setup is not None
         assert self._call is not None
         assert self._supervisor is not None
         self._incarnation += 1
         worker = Worker(self._incarnation, self._call, self._supervisor, self._spare)
-        setup, protect, has_waited = self._setup, "off", False
+        sandbox: Sandbox | None = None
         if self._backend == "none":
             self._connect(worker, self._setup, self.environment)
         else:
             sandbox = await self._open()
-            has_waited = sandbox.waiting is not None
             await self._enter(worker, sandbox)
-            setup = replace(
-                self._setup,
-                workdir=sandbox.workdir,
-                overlay=sandbox.inside,
-                shown=sandbox.shown,
-            )
-            protect = self.config.protect
         try:
-            if has_waited:
-                await worker.greeted()
+            if sandbox is None:
+                await worker.start(self._setup)
             else:
-                await worker.start(setup, protect, self.config.protect_bytes)
-            if self._sandbox is not None:
-                await self._sandbox.keeper.admitted()
+                await worker.greeted()
+                await sandbox.keeper.admitted()
         except BaseException:
             await to_the_end(worker.kill)
             raise
@@ -339,6 +343,8 @@ class SubprocessExecutor(BranchingExecutor):
                 given.callback(theirs.close)
                 out_read, out_write = _pipe(held, given)
                 err_read, err_write = _pipe(held, given)
+                # it finds this when it begins: nobody waits for the other
+                ours.sendall(self._setup_frame(sandbox))
                 sandbox.keeper.ask_for_worker(theirs.fileno(), out_write, err_write)
             if sandbox.admits is not None:
                 # behind the worker, which is being made meanwhile; waited for in _new_worker

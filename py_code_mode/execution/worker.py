@@ -394,7 +394,7 @@ class Worker:
         await self._until_ready()
 
     async def greeted(self) -> None:
-        """Wait for a guest that was sent its `greeting` beforehand.
+        """Wait for a guest that was sent its `setup_frame` beforehand.
 
         Raises:
             GuestDied: as `start`.
@@ -689,17 +689,23 @@ def _setup(incarnation: int, setup: Setup, protect: Protect, protect_bytes: int)
     return messages.encode(header)
 
 
+def setup_frame(incarnation: int, setup: Setup, protect: Protect, protect_bytes: int) -> bytes:
+    """What `Worker.start` sends, for a guest that finds it in its socket when it begins."""
+    return _packed(_setup(incarnation, setup, protect, protect_bytes))
+
+
+def _packed(header: bytes) -> bytes:
+    return b"".join(bytes(part) for part in pack(header)[0])
+
+
 def greeting(setup: Setup, protect: Protect, protect_bytes: int) -> bytes:
     """Frames for a session's first worker that waits for its session: set up, and one empty run.
 
     A copy of a process pays for each page that it writes to first; the run does so while nobody
     waits, and nobody is told of it.
     """
-    headers = (
-        _setup(FIRST, setup, protect, protect_bytes),
-        messages.encode({"t": "run", "run": 0, "code": "None"}),
-    )
-    return b"".join(bytes(part) for header in headers for part in pack(header)[0])
+    run = messages.encode({"t": "run", "run": 0, "code": "None"})
+    return setup_frame(FIRST, setup, protect, protect_bytes) + _packed(run)
 
 
 @cache
