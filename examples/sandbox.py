@@ -29,7 +29,7 @@ async def tour(session: Session, folder: Path) -> None:
         "int(prices.price.sum())"
     )
     print("sum of the prices:", result.value)
-    result = await session.run(f"open({str(Path.home() / '.ssh' / 'id_rsa')!r})")
+    result = await session.run("open('/etc/shadow')")
     print(result.to_text())
 
     # Try two continuations of one state.
