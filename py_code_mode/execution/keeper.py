@@ -7,7 +7,6 @@ whose own end is the end of them all.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import json
 import os
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 START_TIMEOUT = 30.0
 #: Seconds from the end of our socket to the end of everything in the session.
 END_TIMEOUT = 10.0
-_MAX_MESSAGE = 1 << 16
+_MAX_MESSAGE, _MAX_FDS = 1 << 16, 4
 _KILLED = -int(signal.SIGKILL)
 
 
@@ -106,18 +105,14 @@ class Keeper:
     # -- what it says
 
     def _readable(self) -> None:
-        fds = array.array("i")
         try:
-            body, control, flags, _ = self._socket.recvmsg(
-                _MAX_MESSAGE, socket.CMSG_SPACE(4 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
+            body, fds, flags, _ = socket.recv_fds(
+                self._socket, _MAX_MESSAGE, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, ConnectionResetError):
             return  # reset: it ended without having read all; what it said can still be read
         except OSError:
-            body, control, flags = b"", [], 0
-        for level, kind, data in control:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+            body, fds, flags = b"", [], 0
         if flags & socket.MSG_CTRUNC:
             for fd in fds:
                 os.close(fd)
@@ -222,9 +217,12 @@ class Keeper:
         listener, self._listener = self._listener, None
         return listener
 
-    def ask_for_worker(self, guest: int, stdout: int, stderr: int) -> None:
-        """Have a worker started with these descriptors, which stay the caller's; one at a time."""
-        self._tell({"t": "worker"}, (guest, stdout, stderr))
+    def ask_for_worker(self, fds: tuple[int, int, int]) -> None:
+        """Have a worker started with these descriptors (`Ends.fds`); one at a time.
+
+        They stay the caller's.
+        """
+        self._tell({"t": "worker"}, fds)
 
     async def worker(self) -> tuple[int, int]:
         """The worker that was asked for: its pid inside, and a pidfd that is the caller's.
@@ -349,9 +347,8 @@ class Keeper:
     def _tell(self, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         if self._is_over:
             return
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            self._socket.sendmsg([json.dumps(message).encode()], rights)
+            socket.send_fds(self._socket, [json.dumps(message).encode()], fds)
         except OSError:
             self.end()  # it is gone, or reads nothing any more
 

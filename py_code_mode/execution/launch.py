@@ -22,6 +22,7 @@ import anyio.to_thread
 from py_code_mode import guest
 from py_code_mode.errors import ConfinementFailed
 from py_code_mode.execution.keeper import END_TIMEOUT, Keeper
+from py_code_mode.execution.process import spawn
 from py_code_mode.execution.supervisor import to_the_end
 from py_code_mode.guest import walls
 
@@ -29,35 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
 GUEST = Path(guest.__file__).with_name("__main__.py")
+#: Variables that say where a machine keeps the certificates it trusts.
+CERTIFICATES = ("SSL_CERT_DIR", "SSL_CERT_FILE")
 _SAID = 2000  # characters of what a program wrote that an error tells
-
-
-def spawn(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    pass_fds: Sequence[int],
-    said: int,
-    *,
-    user: int | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start a program in a group of its own; what it writes goes to the file `said`.
-
-    Raises:
-        OSError: it could not be started.
-    """
-    return subprocess.Popen(
-        command,
-        cwd="/",
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=said,
-        stderr=said,
-        pass_fds=pass_fds,
-        start_new_session=True,
-        user=user,
-        group=user,
-        extra_groups=None if user is None else (),
-    )
 
 
 async def start_keeper(
@@ -89,7 +64,14 @@ async def start_keeper(
     try:
         with theirs:
             given = [theirs.fileno(), *pass_fds]
-            process = spawn(command(given[0]), environment, given, said, user=user)
+            process = spawn(
+                command(given[0]),
+                environment=environment,
+                stdout=said,
+                stderr=said,
+                pass_fds=given,
+                user=user,
+            )
         ours.send(json.dumps(plan).encode())
         keeper = Keeper(ours)
         await keeper.made()

@@ -88,13 +88,16 @@ class GuestProcess:
 def spawn(
     command: Sequence[str],
     *,
-    workdir: Path,
     environment: Mapping[str, str],
     stdout: int,
     stderr: int,
     pass_fds: Sequence[int],
+    workdir: Path | str = "/",
+    user: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a process with these descriptors and this environment, and nothing else of ours.
+
+    It has a session and a group of its own. With `user` it is that user, in its group alone.
 
     It blocks for a millisecond or two. A thread would not help, since vfork holds the interpreter's
     lock, and would put an await, where one can be cancelled, between the process and its owner.
@@ -111,6 +114,9 @@ def spawn(
         stderr=stderr,
         pass_fds=pass_fds,
         start_new_session=True,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else (),
     )
 
 

@@ -84,7 +84,8 @@ class Sleeper:
         message = json.dumps(order).encode()
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
         try:
-            # each time: whoever has the other end can let this one block
+            # each time: whoever has the other end can let this one block (not socket.send_fds,
+            # which takes flags and drops them)
             self._socket.sendmsg([message], [rights], socket.MSG_DONTWAIT)
             with anyio.fail_after(WAKE_TIMEOUT):
                 answer = _answers.decode(await self._answer())

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 from contextlib import ExitStack
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import anyio
 
-from py_code_mode import guest
 from py_code_mode.environments.base import Environment, EnvironmentSpec, realise
 from py_code_mode.errors import (
     CheckpointClosed,
@@ -33,6 +30,7 @@ from py_code_mode.errors import (
 )
 from py_code_mode.execution.activity import KEPT, LOST, Fate
 from py_code_mode.execution.channel import Channel
+from py_code_mode.execution.ends import Ends, open_ends, pipe
 from py_code_mode.execution.executor import (
     BranchingExecutor,
     Call,
@@ -45,6 +43,7 @@ from py_code_mode.execution.executor import (
     RunRequest,
     Setup,
 )
+from py_code_mode.execution.launch import CERTIFICATES, GUEST
 from py_code_mode.execution.output import OutputPipe
 from py_code_mode.execution.process import GuestProcess, spawn
 from py_code_mode.execution.sandbox import (
@@ -62,28 +61,31 @@ from py_code_mode.execution.worker import (
     PROTECT_BYTES,
     Protect,
     Worker,
-    greeting,
+    empty_run,
     setup_frame,
 )
 from py_code_mode.sandbox.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from pathlib import Path
     from subprocess import Popen
 
     from py_code_mode.execution.keeper import KeptProcess
     from py_code_mode.execution.sleepers import Sleeper
+    from py_code_mode.execution.worker import Process
     from py_code_mode.sandbox.egress import EgressRecord
     from py_code_mode.sandbox.probe import Backend
 
-_GUEST = str(Path(guest.__file__).with_name("__main__.py"))
 _OF_THE_USER = ("HOME", "LOGNAME", "TMPDIR", "USER")
-_CERTIFICATES = ("SSL_CERT_DIR", "SSL_CERT_FILE")
 
 #: Seconds after which a run's memory is looked at often.
 _LONG_RUN = 0.02
 #: Seconds after a start until the next ones are prepared, which takes a processor.
 _PREPARE_AFTER = 0.03
+#: A zygote that is killed may take requests until the last process of its walls has ended; only
+#: then there is another one.
+_TRIES = 3
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -273,17 +275,17 @@ class SubprocessExecutor(BranchingExecutor):
         if sandbox is not None:
             asyncio.get_running_loop().call_later(_PREPARE_AFTER, prepare)
 
-    def _greeting(self, packages: Path, shown: Mapping[str, object]) -> bytes:
-        """What a worker is sent that waits for a session like this."""
+    def _setup_frame(
+        self, incarnation: int, packages: Path | None, shown: Mapping[str, object] | None
+    ) -> bytes:
+        """What a worker is sent that finds its packages there, and is shown that."""
         assert self._setup is not None
         setup = replace(self._setup, overlay=packages, shown=shown)
-        return greeting(setup, self.config.protect, self.config.protect_bytes)
+        return setup_frame(incarnation, setup, self.config.protect, self.config.protect_bytes)
 
-    def _setup_frame(self, sandbox: Sandbox) -> bytes:
-        """What a worker is sent that starts in the sandbox now."""
-        assert self._setup is not None
-        setup = replace(self._setup, overlay=sandbox.inside, shown=sandbox.shown)
-        return setup_frame(self._incarnation, setup, self.config.protect, self.config.protect_bytes)
+    def _greeting(self, packages: Path, shown: Mapping[str, object]) -> bytes:
+        """What a worker is sent that waits for a session like this."""
+        return self._setup_frame(FIRST, packages, shown) + empty_run()
 
     async def _new_worker(self) -> Worker:
         assert self._setup is not None
@@ -295,8 +297,7 @@ class SubprocessExecutor(BranchingExecutor):
         if self._backend == "none":
             self._connect(worker, self._setup, self.environment)
         else:
-            sandbox = await self._open()
-            await self._enter(worker, sandbox)
+            sandbox = await self._open_and_enter(worker)
         try:
             if sandbox is None:
                 await worker.start(self._setup)
@@ -307,6 +308,19 @@ class SubprocessExecutor(BranchingExecutor):
             await to_the_end(worker.kill)
             raise
         return worker
+
+    async def _open_and_enter(self, worker: Worker) -> Sandbox:
+        left = _TRIES
+        while True:
+            sandbox = await self._open()
+            try:
+                await self._enter(worker, sandbox)
+            except GuestDied:
+                left -= 1
+                if sandbox.zygote is None or not sandbox.keeper.is_over or not left:
+                    raise
+            else:
+                return sandbox
 
     async def _open(self) -> Sandbox:
         """The session's sandbox, made anew where it has ended."""
@@ -330,22 +344,18 @@ class SubprocessExecutor(BranchingExecutor):
 
     async def _enter(self, worker: Worker, sandbox: Sandbox) -> None:
         """Start a worker in the sandbox, which holds everything of it that needs closing."""
-        with ExitStack() as given, ExitStack() as held:
-            waiting, sandbox.waiting = sandbox.waiting, None
-            if waiting is not None:
-                ours, out_read, err_read = waiting.guest, waiting.stdout, waiting.stderr
-                held.callback(ours.close)
-                held.callback(os.close, out_read)
-                held.callback(os.close, err_read)
-            else:
-                ours, theirs = socket.socketpair()
-                held.callback(ours.close)
-                given.callback(theirs.close)
-                out_read, out_write = _pipe(held, given)
-                err_read, err_write = _pipe(held, given)
+        waiting, sandbox.waiting = sandbox.waiting, None
+        if waiting is not None:
+            ours = waiting.ends
+        else:
+            with open_ends() as (ours, theirs):
                 # it finds this when it begins: nobody waits for the other
-                ours.sendall(self._setup_frame(sandbox))
-                sandbox.keeper.ask_for_worker(theirs.fileno(), out_write, err_write)
+                ours.guest.sendall(
+                    self._setup_frame(self._incarnation, sandbox.inside, sandbox.shown)
+                )
+                sandbox.keeper.ask_for_worker(theirs.fds)
+        with ExitStack() as held:
+            held.callback(ours.close)
             if sandbox.admits is not None:
                 # behind the worker, which is being made meanwhile; waited for in _new_worker
                 sandbox.keeper.admit(sandbox.admits)
@@ -353,7 +363,7 @@ class SubprocessExecutor(BranchingExecutor):
             pid, pidfd = await sandbox.keeper.worker()
             assert self._supervisor is not None
             sandbox.open_egress(self._supervisor)
-            self._attach(worker, sandbox, pid, pidfd, ours, out_read, err_read)
+            self._follow(worker, sandbox, pid, pidfd, ours)
             held.pop_all()
 
     async def _wake(self, sleeper: Sleeper, *, keep: bool = True, protects: bool = False) -> Worker:
@@ -369,19 +379,14 @@ class SubprocessExecutor(BranchingExecutor):
         assert self._supervisor is not None
         self._incarnation += 1
         worker = Worker(self._incarnation, self._call, self._supervisor, self._spare)
-        with ExitStack() as given, ExitStack() as held:
-            ours, theirs = socket.socketpair()
-            held.callback(ours.close)
-            given.callback(theirs.close)
-            out_read, out_write = _pipe(held, given)
-            err_read, err_write = _pipe(held, given)
-            fds = (theirs.fileno(), out_write, err_write)
+        with open_ends() as (ours, theirs):
             self._spare()  # a limit ends it like any worker from now on
             async with self._sandbox.waking:
-                pid = await sleeper.wake(self._incarnation, fds, keep=keep, protects=protects)
+                pid = await sleeper.wake(
+                    self._incarnation, theirs.fds, keep=keep, protects=protects
+                )
                 pidfd = await self._sandbox.keeper.adopt(pid)
-                self._attach(worker, self._sandbox, pid, pidfd, ours, out_read, err_read)
-                held.pop_all()
+                self._follow(worker, self._sandbox, pid, pidfd, ours)
         try:
             await worker.awake(sleeper.run)
         except BaseException:
@@ -391,54 +396,27 @@ class SubprocessExecutor(BranchingExecutor):
             worker.sleeper = sleeper
         return worker
 
-    def _attach(
-        self,
-        worker: Worker,
-        sandbox: Sandbox,
-        pid: int,
-        pidfd: int,
-        guest: socket.socket,
-        stdout: int,
-        stderr: int,
-    ) -> None:
+    def _follow(self, worker: Worker, sandbox: Sandbox, pid: int, pidfd: int, ends: Ends) -> None:
         """Hand everything of a worker that needs closing to it."""
 
-        def attach() -> None:
-            process = sandbox.keeper.attach(pid, pidfd, worker.on_exit)
-            self._processes[pid] = process
-            channel = Channel(guest, worker.on_frame, worker.on_channel_end)
-            pipes = (
-                OutputPipe(stdout, partial(worker.on_output, "stdout")),
-                OutputPipe(stderr, partial(worker.on_output, "stderr")),
-            )
-            worker.attach(channel, pipes, process)
+        def follow() -> KeptProcess:
+            process = self._processes[pid] = sandbox.keeper.attach(pid, pidfd, worker.on_exit)
+            return process
 
-        # in an empty context: callbacks must not keep one caller's context variables alive
-        Context().run(attach)
+        _attach(worker, ends, follow)
 
     def _connect(self, worker: Worker, setup: Setup, environment: Environment) -> None:
         """Start the process and hand everything that needs closing to the worker."""
-        with ExitStack() as given, ExitStack() as held:
-            ours, theirs = socket.socketpair()
-            held.callback(ours.close)
-            given.callback(theirs.close)
-            out_read, out_write = _pipe(held, given)
-            err_read, err_write = _pipe(held, given)
-            lifeline, ours_alive = _pipe(given, held)
+        with open_ends() as (ours, theirs), ExitStack() as given, ExitStack() as held:
+            lifeline, ours_alive = pipe(given, held)
+            guest, stdout, stderr = theirs.fds
             child = spawn(
-                [
-                    str(environment.python),
-                    "-I",
-                    _GUEST,
-                    "loop",
-                    str(theirs.fileno()),
-                    str(lifeline),
-                ],
+                [str(environment.python), "-I", str(GUEST), "loop", str(guest), str(lifeline)],
                 workdir=setup.workdir,
                 environment=_environment_variables(environment),
-                stdout=out_write,
-                stderr=err_write,
-                pass_fds=(theirs.fileno(), lifeline),
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(guest, lifeline),
             )
             held.callback(_end, child)
 
@@ -446,15 +424,7 @@ class SubprocessExecutor(BranchingExecutor):
                 os.close(ours_alive)
                 worker.on_exit(status)
 
-            def attach() -> None:
-                process = GuestProcess(child, on_exit)
-                channel = Channel(ours, worker.on_frame, worker.on_channel_end)
-                stdout = OutputPipe(out_read, partial(worker.on_output, "stdout"))
-                stderr = OutputPipe(err_read, partial(worker.on_output, "stderr"))
-                worker.attach(channel, (stdout, stderr), process)
-
-            # in an empty context: callbacks must not keep one caller's context variables alive
-            Context().run(attach)
+            _attach(worker, ours, lambda: GuestProcess(child, on_exit))
             held.pop_all()  # the worker closes them from now on
 
     async def run(self, request: RunRequest, on_event: OnEvent | None = None) -> RunOutcome:
@@ -720,12 +690,20 @@ def _reason(error: GuestDied | OSError) -> str:
     return f"it {error.reason}" if isinstance(error, GuestDied) else str(error)
 
 
-def _pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
-    """A pipe whose ends are closed by these."""
-    read, write = os.pipe()
-    reader.callback(os.close, read)
-    writer.callback(os.close, write)
-    return read, write
+def _attach(worker: Worker, ends: Ends, follow: Callable[[], Process]) -> None:
+    """Connect a worker to its process, and to our ends, which are the worker's from now on."""
+
+    def attach() -> None:
+        process = follow()
+        channel = Channel(ends.guest, worker.on_frame, worker.on_channel_end)
+        pipes = (
+            OutputPipe(ends.stdout, partial(worker.on_output, "stdout")),
+            OutputPipe(ends.stderr, partial(worker.on_output, "stderr")),
+        )
+        worker.attach(channel, pipes, process)
+
+    # in an empty context: callbacks must not keep one caller's context variables alive
+    Context().run(attach)
 
 
 def _end(child: Popen[bytes]) -> None:
@@ -735,7 +713,7 @@ def _end(child: Popen[bytes]) -> None:
 
 def _environment_variables(environment: Environment) -> dict[str, str]:
     """What a plain guest sees of the host's environment: nothing that may hold a secret."""
-    passed = {name: os.environ[name] for name in _OF_THE_USER + _CERTIFICATES if name in os.environ}
+    passed = {name: os.environ[name] for name in _OF_THE_USER + CERTIFICATES if name in os.environ}
     path = os.environ.get("PATH", os.defpath)
     return {**passed, **_proxies(os.environ), **session_variables(environment, path)}
 

@@ -694,18 +694,17 @@ def setup_frame(incarnation: int, setup: Setup, protect: Protect, protect_bytes:
     return _packed(_setup(incarnation, setup, protect, protect_bytes))
 
 
-def _packed(header: bytes) -> bytes:
-    return b"".join(bytes(part) for part in pack(header)[0])
-
-
-def greeting(setup: Setup, protect: Protect, protect_bytes: int) -> bytes:
-    """Frames for a session's first worker that waits for its session: set up, and one empty run.
+def empty_run() -> bytes:
+    """A run of nothing, for a worker that waits for its session.
 
     A copy of a process pays for each page that it writes to first; the run does so while nobody
     waits, and nobody is told of it.
     """
-    run = messages.encode({"t": "run", "run": 0, "code": "None"})
-    return setup_frame(FIRST, setup, protect, protect_bytes) + _packed(run)
+    return _packed(messages.encode({"t": "run", "run": 0, "code": "None"}))
+
+
+def _packed(header: bytes) -> bytes:
+    return b"".join(bytes(part) for part in pack(header)[0])
 
 
 @cache

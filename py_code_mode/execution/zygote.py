@@ -7,21 +7,24 @@ by `close_zygotes`.
 
 from __future__ import annotations
 
-import array
 import atexit
 import contextlib
 import json
 import os
 import secrets
+import select
 import socket
 import threading
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import anyio.to_thread
 
 from py_code_mode.errors import ConfinementFailed
-from py_code_mode.execution.launch import GUEST, end_blocking, spawn, text_of, wall_files
+from py_code_mode.execution.ends import Ends, open_ends
+from py_code_mode.execution.launch import GUEST, end_blocking, text_of, wall_files
+from py_code_mode.execution.process import spawn
 from py_code_mode.guest import walls
 from py_code_mode.guest.keeper import MAX_PLAN
 from py_code_mode.sandbox import bubblewrap
@@ -41,7 +44,7 @@ START_TIMEOUT = 30.0
 MOST_IDLE = 4
 #: Plans of which sandboxes wait, of one zygote.
 MOST_PLANS = 4
-#: Folders of a wall that are looked for to build its root on; only the wall sees them covered.
+#: The folder on which a wall builds its root; only the wall sees it covered.
 _STAGE = "/tmp"
 
 Wall = Literal["own", "bubblewrap"]
@@ -72,28 +75,28 @@ class ZygoteSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """A sandbox made beforehand, with a worker in it that nobody has spoken to; our ends of it."""
+    """A sandbox made beforehand, with a worker in it that was greeted; our ends of it."""
 
     keeper: socket.socket
-    guest: socket.socket
-    stdout: int
-    stderr: int
+    ends: Ends
 
     @property
     def is_alive(self) -> bool:
-        try:
-            return bool(self.keeper.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
+        return _has_other_end(self.keeper)
 
     def close(self) -> None:
         """Give it up; the kernel ends what is in it."""
         self.keeper.close()
-        self.guest.close()
-        os.close(self.stdout)
-        os.close(self.stderr)
+        self.ends.close()
+
+
+def _has_other_end(sock: socket.socket) -> bool:
+    """Whether anybody has the other end of this one; what was said last may be unread yet."""
+    if sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock, 0)  # a hang-up is always told
+    return not poll.poll(0)
 
 
 @dataclass(eq=False)
@@ -107,7 +110,7 @@ class Zygote:
     scratch: Scratch
     users: int = 0
     is_preloaded: bool = False
-    is_cut_off: bool = False
+    was_replaced: bool = False
     _waiting: dict[tuple[str, bytes], list[Waiting]] = field(
         default_factory=dict[tuple[str, bytes], list[Waiting]]
     )
@@ -115,7 +118,8 @@ class Zygote:
 
     @property
     def is_alive(self) -> bool:
-        return not self.is_cut_off and self.process.poll() is None
+        # inside the wall it may have been killed, a moment before the wall ends
+        return _has_other_end(self.control) and self.process.poll() is None
 
     def request(self, plan: Mapping[str, Any]) -> socket.socket:
         """Ask for a sandbox; gives our end of its keeper's socket, by which all is told.
@@ -132,16 +136,12 @@ class Zygote:
         if len(body) > MAX_PLAN:
             reason = f"paths and variables of the policy take {len(body)} bytes, over {MAX_PLAN}"
             raise ConfinementFailed("policy", reason)
-        with contextlib.ExitStack() as given, contextlib.ExitStack() as held:
-            keeper, its_keeper = _socket_pair(held, given, socket.SOCK_SEQPACKET)
+        keeper, its_keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its_keeper, contextlib.ExitStack() as held:
+            held.callback(keeper.close)
             keeper.send(body)
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [its_keeper.fileno()]))
-            try:
-                with self._lock:
-                    self.control.sendmsg([json.dumps(request).encode()], [rights])
-            except ConnectionError:
-                self.is_cut_off = True  # it was killed, a moment before its walls end
-                raise
+            with self._lock:
+                socket.send_fds(self.control, [json.dumps(request).encode()], [its_keeper.fileno()])
             held.pop_all()
         return keeper
 
@@ -172,22 +172,13 @@ class Zygote:
                 waiting.append(self._make_waiting(plan, greeting))
 
     def _make_waiting(self, plan: Mapping[str, Any], greeting: bytes) -> Waiting:
-        with contextlib.ExitStack() as given, contextlib.ExitStack() as held:
+        with open_ends() as (ours, theirs), contextlib.ExitStack() as held:
             keeper = self.request(plan)
             held.callback(keeper.close)
-            guest_end, its_guest = _socket_pair(held, given, socket.SOCK_STREAM)
-            stdout, its_stdout = os.pipe()
-            held.callback(os.close, stdout)
-            given.callback(os.close, its_stdout)
-            stderr, its_stderr = os.pipe()
-            held.callback(os.close, stderr)
-            given.callback(os.close, its_stderr)
-            passed = array.array("i", [its_guest.fileno(), its_stdout, its_stderr])
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)
-            keeper.sendmsg([b'{"t": "worker"}'], [rights])
-            guest_end.sendall(greeting)
+            socket.send_fds(keeper, [b'{"t": "worker"}'], theirs.fds)
+            ours.guest.sendall(greeting)
             held.pop_all()
-        return Waiting(keeper=keeper, guest=guest_end, stdout=stdout, stderr=stderr)
+        return Waiting(keeper=keeper, ends=ours)
 
     def preload(self, *, waits: bool) -> None:
         """Have it import what sessions are likely to need; once, and not before the first one.
@@ -210,36 +201,48 @@ class Zygote:
 
     def abandon(self) -> None:
         """Give it up without ending it: in a forked child, whose parent has it."""
-        self.control.close()
-        for waiting in self._waiting.values():
-            while waiting:
-                waiting.pop().close()
+        self._hang_up()
         os.close(self.said)
         self.process.returncode = 0  # no child of ours: nobody waits for it, or warns of it
 
     def close(self) -> None:
         """End it and everything inside; blocks for a few milliseconds."""
-        self.control.close()
-        for waiting in self._waiting.values():
-            while waiting:
-                waiting.pop().close()
+        self._hang_up()
         end_blocking(self.process, START_TIMEOUT)
         os.close(self.said)
         self.scratch.remove()
 
+    def _hang_up(self) -> None:
+        self.control.close()
+        for waiting in self._waiting.values():
+            while waiting:
+                waiting.pop().close()
 
-def _socket_pair(
-    ours: contextlib.ExitStack, theirs: contextlib.ExitStack, kind: int
-) -> tuple[socket.socket, socket.socket]:
-    one, other = socket.socketpair(socket.AF_UNIX, kind)
-    ours.callback(one.close)
-    theirs.callback(other.close)
-    return one, other
+
+@dataclass(eq=False)
+class _Claim:
+    """One use of a zygote that is being looked for: counted together with finding it.
+
+    Between the two a release by somebody else could take it for idle and end it.
+    """
+
+    zygote: Zygote | None = None
+    is_given_up: bool = False
+
+    def settle(self, found: Zygote) -> Zygote:
+        """Use it, unless nobody waits for it any more; with the registry's lock."""
+        if not self.is_given_up:
+            found.users += 1
+            self.zygote = found
+        return found
 
 
 _zygotes: dict[ZygoteSpec, Zygote] = {}
 _registry_lock = threading.Lock()
-_being_started: dict[ZygoteSpec, threading.Lock] = {}
+#: Held by whoever starts one; there as long as anybody has it or waits for it.
+_being_started: weakref.WeakValueDictionary[ZygoteSpec, threading.Lock] = (
+    weakref.WeakValueDictionary()
+)
 
 
 async def acquire(spec: ZygoteSpec) -> Zygote:
@@ -248,16 +251,20 @@ async def acquire(spec: ZygoteSpec) -> Zygote:
     Raises:
         ConfinementFailed: the wall cannot be built here, or the zygote does not start in it.
     """
+    claim = _Claim()
     with _registry_lock:
         found = _zygotes.get(spec)
         if found is not None and found.is_alive:
-            found.users += 1
-            return found
-    # a cancelled caller leaves a zygote behind for the next one, in the registry
-    found = await anyio.to_thread.run_sync(_find_or_start, spec)
-    with _registry_lock:
-        found.users += 1
-    return found
+            return claim.settle(found)
+    try:
+        return await anyio.to_thread.run_sync(_find_or_start, spec, claim)
+    except BaseException:
+        # a cancelled caller leaves a zygote behind for the next one, in the registry
+        with _registry_lock:
+            claim.is_given_up = True
+            if claim.zygote is not None:
+                claim.zygote.users -= 1
+        raise
 
 
 async def release(zygote: Zygote) -> None:
@@ -265,9 +272,11 @@ async def release(zygote: Zygote) -> None:
     with _registry_lock:
         zygote.users -= 1
         idle = [other for other in _zygotes.values() if not other.users]
-        surplus = idle[:-MOST_IDLE] if len(idle) > MOST_IDLE else []
+        surplus = idle[: max(0, len(idle) - MOST_IDLE)]
         for other in surplus:
             del _zygotes[other.spec]
+        if not zygote.users and zygote.was_replaced:
+            surplus.append(zygote)
     for other in surplus:
         await anyio.to_thread.run_sync(other.close)
 
@@ -298,7 +307,7 @@ def _forget_all() -> None:
 os.register_at_fork(after_in_child=_forget_all)
 
 
-def _find_or_start(spec: ZygoteSpec) -> Zygote:
+def _find_or_start(spec: ZygoteSpec, claim: _Claim) -> Zygote:
     with _registry_lock:
         starting = _being_started.setdefault(spec, threading.Lock())
     with starting:
@@ -306,15 +315,16 @@ def _find_or_start(spec: ZygoteSpec) -> Zygote:
             found = _zygotes.get(spec)
             if found is not None:
                 if found.is_alive:
-                    return found
+                    return claim.settle(found)
                 del _zygotes[spec]
-        if found is not None:
+                # sessions that have not noticed yet still have folders in it
+                found.was_replaced = bool(found.users)
+        if found is not None and not found.was_replaced:
             found.close()
         made = _start(spec)
         with _registry_lock:
             _zygotes[spec] = made
-            _being_started.pop(spec, None)
-        return made
+            return claim.settle(made)
 
 
 def _start(spec: ZygoteSpec) -> Zygote:
@@ -334,7 +344,7 @@ def _start(spec: ZygoteSpec) -> Zygote:
                 process = _start_bubblewrap(spec, scratch, command, theirs.fileno(), said)
             else:
                 wall = [str(spec.python), "-I", "-S", str(GUEST), "wall", str(theirs.fileno())]
-                process = spawn(wall, {"LANG": "C.UTF-8"}, [theirs.fileno()], said)
+                process = _spawn(wall, {"LANG": "C.UTF-8"}, [theirs.fileno()], said)
                 plan = _wall_plan(spec, scratch, command, user)
                 control.send(json.dumps(plan).encode())
         _build(process, control, user)
@@ -353,6 +363,12 @@ def _start(spec: ZygoteSpec) -> Zygote:
     return Zygote(spec=spec, process=process, control=control, said=said, scratch=scratch)
 
 
+def _spawn(
+    command: Sequence[str], environment: Mapping[str, str], pass_fds: Sequence[int], said: int
+) -> subprocess.Popen[bytes]:
+    return spawn(command, environment=environment, stdout=said, stderr=said, pass_fds=pass_fds)
+
+
 def _start_bubblewrap(
     spec: ZygoteSpec, scratch: Scratch, command: Sequence[str], fd: int, said: int
 ) -> subprocess.Popen[bytes]:
@@ -368,7 +384,7 @@ def _start_bubblewrap(
             files=files,
             shares_network=spec.shares_network,
         )
-        return spawn([*wall, *command], dict(spec.environment), [fd, *files.values()], said)
+        return _spawn([*wall, *command], dict(spec.environment), [fd, *files.values()], said)
 
 
 def _wall_plan(

@@ -10,7 +10,6 @@ Messages on its socket (SOCK_SEQPACKET, one JSON object each) are described in `
 
 from __future__ import annotations
 
-import array
 import atexit
 import json
 import os
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any, NoReturn
 
-MAX_PLAN = 1 << 17
+MAX_PLAN, MAX_FDS = 1 << 17, 8
 #: Milliseconds between two looks at the memory of a session: while a run goes on, and else.
 BUSY_PAUSE, IDLE_PAUSE = 10, 1000
 #: Every so many looks the files held in memory without being mapped are counted too.
@@ -66,16 +65,10 @@ def main(fd: int) -> None:
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     """One message and its descriptors; empty at the end."""
-    fds = array.array("i")
-    body, control, flags, _ = sock.recvmsg(
-        MAX_PLAN, socket.CMSG_SPACE(8 * fds.itemsize), socket.MSG_CMSG_CLOEXEC
-    )
-    for level, kind, data in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    body, fds, flags, _ = socket.recv_fds(sock, MAX_PLAN, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        raise OSError(f"a message of more than {MAX_PLAN} bytes or 8 descriptors")
-    return body, list(fds)
+        raise OSError(f"a message of more than {MAX_PLAN} bytes or {MAX_FDS} descriptors")
+    return body, fds
 
 
 def keep(host: socket.socket, plan: dict[str, Any]) -> NoReturn:
@@ -106,9 +99,8 @@ def keep(host: socket.socket, plan: dict[str, Any]) -> NoReturn:
 
 def tell(host: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
     """Send the host a message, unless it is gone."""
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        host.sendmsg([json.dumps(message).encode()], rights)
+        socket.send_fds(host, [json.dumps(message).encode()], fds)
     except OSError:
         return  # nobody listens any more: the next read says so
 

@@ -47,19 +47,25 @@ def main(fd: int) -> None:
 def _serve(host: socket.socket) -> NoReturn:
     poll = select.poll()
     poll.register(host, select.POLLIN)
-    successor, waits = -1, False
+    successor, waits, has_taken_over = -1, False, False
+    modules: list[str] = []
     last_used = monotonic()
     while True:
         ready = {number for number, _ in poll.poll(1000 * IDLE_LIFE)}
         if successor in ready:
             if os.read(successor, 1):
+                has_taken_over = True
                 if not waits:
                     poll.unregister(host)  # from now on it serves
             else:
                 poll.unregister(successor)
                 os.close(successor)
-                successor = -1
+                successor, waits = -1, False
                 poll.register(host, select.POLLIN)
+                if has_taken_over:  # else the import itself has ended it, and would again
+                    has_taken_over = False
+                    successor = _make_successor(host, modules)
+                    poll.register(successor, select.POLLIN)
         elif not ready:
             if monotonic() - last_used > IDLE_LIFE and not _has_children():
                 os._exit(0)
@@ -71,9 +77,9 @@ def _serve(host: socket.socket) -> NoReturn:
             request = json.loads(body)
             if request["t"] == "preload":
                 if successor < 0:
-                    successor = _make_successor(host, request["modules"])
+                    modules, waits = request["modules"], request["waits"]
+                    successor = _make_successor(host, modules)
                     poll.register(successor, select.POLLIN)
-                    waits = request["waits"]
                     if waits:
                         poll.unregister(host)
             else:

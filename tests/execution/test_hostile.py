@@ -444,7 +444,7 @@ async def test_a_guest_that_is_never_ready_fails_the_start_only(
     fake = tmp_path / "fake.py"
     fake.write_text(source)
     async with Session.subprocess(tmp_path / "base") as other:
-        monkeypatch.setattr("py_code_mode.execution.subprocess._GUEST", str(fake))
+        monkeypatch.setattr("py_code_mode.execution.subprocess.GUEST", fake)
         monkeypatch.setattr("py_code_mode.execution.worker.START_TIMEOUT", 0.5)
         session = Session.subprocess(tmp_path / "base", backend="none")
         with anyio.fail_after(PATIENCE):

@@ -78,7 +78,7 @@ async def test_worker_of_a_cancelled_caller_is_not_the_next_ones(
 ) -> None:
     keeper, inside = kept
     with process() as pidfd:
-        keeper.ask_for_worker(0, 1, 2)
+        keeper.ask_for_worker((0, 1, 2))
         await inside.hear()
         with anyio.CancelScope() as scope:
             if is_there:
@@ -86,7 +86,7 @@ async def test_worker_of_a_cancelled_caller_is_not_the_next_ones(
             scope.cancel()
             await keeper.worker()
         assert scope.cancelled_caught
-        keeper.ask_for_worker(0, 1, 2)
+        keeper.ask_for_worker((0, 1, 2))
         await inside.hear()
         if not is_there:
             inside.say(pidfd, t="started", pid=7)
