@@ -43,7 +43,7 @@ class Scratch:
         """
         _sweep_once(os.getpid())
         while True:
-            folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()  # walls follow no links
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             if _try_lock(lock):
                 break
@@ -64,7 +64,10 @@ class Scratch:
         return self._folder / "packages"
 
     def remove(self) -> None:
-        """Remove everything, unless others still use it; idempotent, blocking."""
+        """Give up one use of it; the last one removes everything. Blocking.
+
+        Each user calls it once. Once all have, more calls do nothing.
+        """
         self._users -= 1
         if self._users > 0 or self._lock < 0:
             return

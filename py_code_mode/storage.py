@@ -36,7 +36,31 @@ class StorageBackend(ABC):
         """The tools' definitions by file name: ``curl.yaml``, ``text.py``."""
 
 
-class FileStorage(StorageBackend):
+class _Stored(StorageBackend):
+    """Libraries over a store for each."""
+
+    def __init__(
+        self, *, tools: Store, workflows: Store, artifacts: Store, requirements: Store
+    ) -> None:
+        self._tools = tools
+        self._workflows = WorkflowLibrary(workflows)
+        self._artifacts = Artifacts(artifacts)
+        self._deps = Requirements(requirements)
+
+    def get_workflow_library(self) -> WorkflowLibrary:
+        return self._workflows
+
+    def get_artifact_store(self) -> Artifacts:
+        return self._artifacts
+
+    def get_deps_store(self) -> Requirements:
+        return self._deps
+
+    def get_tool_store(self) -> Store:
+        return self._tools
+
+
+class FileStorage(_Stored):
     """A workspace in a folder: ``tools/, workflows/, artifacts/`` and ``requirements.txt``.
 
     A missing folder is an empty workspace; what is needed of it is made at the first write. The
@@ -49,10 +73,12 @@ class FileStorage(StorageBackend):
     def __init__(self, base_path: str | Path) -> None:
         # Absolute, so that it stays the same folder when the process changes its own.
         self._base_path = Path(base_path).expanduser().absolute()
-        self._tools = FileStore(self._base_path, "tools")
-        self._workflows = WorkflowLibrary(FileStore(self._base_path, "workflows"))
-        self._artifacts = Artifacts(FileStore(self._base_path, "artifacts"))
-        self._deps = Requirements(FileStore(self._base_path))
+        super().__init__(
+            tools=FileStore(self._base_path, "tools"),
+            workflows=FileStore(self._base_path, "workflows"),
+            artifacts=FileStore(self._base_path, "artifacts"),
+            requirements=FileStore(self._base_path),
+        )
 
     @property
     def base_path(self) -> Path:
@@ -62,39 +88,17 @@ class FileStorage(StorageBackend):
     def __repr__(self) -> str:
         return f"FileStorage(base_path={str(self._base_path)!r})"
 
-    def get_workflow_library(self) -> WorkflowLibrary:
-        return self._workflows
 
-    def get_artifact_store(self) -> Artifacts:
-        return self._artifacts
-
-    def get_deps_store(self) -> Requirements:
-        return self._deps
-
-    def get_tool_store(self) -> Store:
-        return self._tools
-
-
-class MemoryStorage(StorageBackend):
+class MemoryStorage(_Stored):
     """A workspace that lasts as long as this object."""
 
     def __init__(self) -> None:
-        self._tools = MemoryStore()
-        self._workflows = WorkflowLibrary(MemoryStore())
-        self._artifacts = Artifacts(MemoryStore())
-        self._deps = Requirements(MemoryStore())
+        super().__init__(
+            tools=MemoryStore(),
+            workflows=MemoryStore(),
+            artifacts=MemoryStore(),
+            requirements=MemoryStore(),
+        )
 
     def __repr__(self) -> str:
         return f"<MemoryStorage at {id(self):#x}>"
-
-    def get_workflow_library(self) -> WorkflowLibrary:
-        return self._workflows
-
-    def get_artifact_store(self) -> Artifacts:
-        return self._artifacts
-
-    def get_deps_store(self) -> Requirements:
-        return self._deps
-
-    def get_tool_store(self) -> Store:
-        return self._tools

@@ -22,7 +22,7 @@ from py_code_mode.errors import ConfigError, NotStored, WorkspaceNotTrusted
 from py_code_mode.stores import FileStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["Doubt", "Trusted", "check_trusted", "distrust", "doubts", "expose", "exposed",
            "record_file", "trust", "trusted", "unexpose"]  # fmt: skip
@@ -212,9 +212,7 @@ def expose(folder: Path) -> None:
         ConfigError: the record cannot be used.
         StoreError: the record cannot be written.
     """
-    store = _store(is_written=True)
-    with store.lock():
-        _write(store, list(trusted()), exposed() | {folder.resolve()})
+    _change_exposed(lambda known: known | {folder.resolve()})
 
 
 def unexpose(folder: Path) -> None:
@@ -224,9 +222,13 @@ def unexpose(folder: Path) -> None:
         ConfigError: the record cannot be used.
         StoreError: the record cannot be written.
     """
+    _change_exposed(lambda known: known - {folder.resolve()})
+
+
+def _change_exposed(change: Callable[[frozenset[Path]], frozenset[Path]]) -> None:
     store = _store(is_written=True)
     with store.lock():
-        _write(store, list(trusted()), exposed() - {folder.resolve()})
+        _write(store, list(trusted()), change(exposed()))
 
 
 def exposed() -> frozenset[Path]:

@@ -87,7 +87,7 @@ def test_wheel_says_what_it_needs_and_offers(dist: Path) -> None:
     assert message["Requires-Python"] == ">=3.11"
     assert message["License-Expression"] == "MIT"
     assert "from py_code_mode import Session" in str(message.get_payload())
-    assert "py-code-mode = py_code_mode.cli.main:main" in text
+    assert "py-code-mode = py_code_mode.__main__:main" in text
     assert "subprocess = py_code_mode.execution.subprocess:SubprocessExecutor" in text
 
 

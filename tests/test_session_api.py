@@ -17,6 +17,7 @@ from py_code_mode import (
     FileStorage,
     InProcessConfig,
     InProcessExecutor,
+    Policy,
     Session,
     SubprocessConfig,
     SubprocessExecutor,
@@ -118,6 +119,7 @@ COMMON: dict[str, tuple[str, object]] = {
     "extra_deps": ("keyword", None),
     "allow_runtime_deps": ("keyword", True),
     "sync_deps_on_start": ("keyword", False),
+    "workdir": ("keyword", None),
 }
 
 
@@ -243,6 +245,40 @@ async def test_timeout_of_a_constructor_is_the_default_of_its_runs(base: Path, m
         assert not result.is_ok
         assert result.error is not None
         assert result.error.startswith("TimeoutError: ")
+
+
+@pytest.mark.parametrize("constructor", ["from_base", "subprocess", "inprocess"])
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"extra_deps": "six"}, TypeError, r"must be a tuple such as \('six',\)"),
+        ({"timeout": 0}, ValueError, "timeout must be above 0"),
+        ({"timeout": -1}, ValueError, "timeout must be above 0"),
+        ({"timeout": float("nan")}, ValueError, "timeout must be above 0"),
+        ({"timeout": "5"}, TypeError, "timeout must be seconds"),
+        ({"timeout": True}, TypeError, "timeout must be seconds"),
+    ],
+)
+def test_constructor_refuses_what_no_run_could_use(
+    base: Path, constructor: str, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    """A text was read as a tuple of letters, and a timeout of 0 refused by the first run."""
+    with pytest.raises(error, match=text):
+        getattr(Session, constructor)(base, **options)
+    if constructor == "subprocess":
+        with pytest.raises(error, match=text):
+            Session.subprocess(base, policy=Policy(), **options)
+
+
+async def test_constructors_take_a_workdir(base: Path, make: Make, tmp_path: Path) -> None:
+    """It could be given to Session() alone."""
+    folder = tmp_path / "given"
+    async with make(base, workdir=folder) as session:
+        if session.supports("process_isolation"):
+            code = "import os; open('made', 'w').close(); os.getcwd()"
+            assert await value(session, code) == str(folder)
+            assert (folder / "made").exists()
+    assert folder.is_dir()
 
 
 async def test_subprocess_uses_the_python_version_asked_for(base: Path) -> None:

@@ -133,6 +133,16 @@ async def test_death_between_runs_is_mended_and_told(tmp_path: Path) -> None:
 
 
 @with_copies
+async def test_a_limit_that_leaves_no_room_for_a_copy_is_named(tmp_path: Path) -> None:
+    """An errno of clone was told."""
+    async with session(tmp_path, policy=Policy(processes=1)) as guest:
+        await value(guest, "x = 1")
+        with pytest.raises(CheckpointRefused, match="limit on processes leaves no room"):
+            await guest.checkpoint()
+        assert (await guest.run(DIES)).state == "lost"
+
+
+@with_copies
 async def test_processor_time_that_is_used_up_is_named(tmp_path: Path) -> None:
     async with session(tmp_path, policy=Policy(cpu=1)) as guest:
         await value(guest, "x = 1")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from py_code_mode.cli.figures import FigureFolder
-from py_code_mode.cli.options import Base, Figures, Json, workspace
+from py_code_mode.cli.options import Base, Figures, Json, Name, workspace
 from py_code_mode.cli.terminal import complain, facts, say, show_json, show_table, show_text
 from py_code_mode.cli.values import as_json as value_as_json
 from py_code_mode.cli.values import show_value
@@ -31,7 +31,6 @@ Examples:
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 
 
 def artifacts(base: Path | None) -> "Artifacts":

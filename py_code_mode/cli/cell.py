@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, assert_never, cast
 
 import anyio
@@ -14,6 +14,7 @@ from py_code_mode.cli.figures import FigureFolder
 from py_code_mode.cli.loop import complete
 from py_code_mode.cli.terminal import Screen, say, show_json, show_text
 from py_code_mode.cli.values import as_json, show_value
+from py_code_mode.execution.executor import Capability
 from py_code_mode.results import Called, Output, Shown
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from py_code_mode.cli.place import Place
     from py_code_mode.results import Event, ExecutionResult, JsonValue
+    from py_code_mode.sandbox.policy import Policy
     from py_code_mode.session import Session
 
 OK: Final = 0
@@ -51,11 +53,11 @@ def run_cell(cell: Cell, place: Place, *, figures: Path, as_json: bool) -> int:
         KeyboardInterrupt: Ctrl-C came before or after the run.
     """
     folder = FigureFolder(figures, quiet=as_json)
-    session = _session(place, cell.file)
+    session, policy = _session(place, cell.file)
     if not as_json and session.supports("process_isolation"):
         tell_of_first_environment()
     try:
-        result, was_interrupted = complete(_run, session, cell, folder, not as_json)
+        result, was_interrupted = complete(_run, session, policy, cell, folder, not as_json)
     except Terminated:
         return TERMINATED
     status = INTERRUPTED if was_interrupted and not result.is_ok else _status(result)
@@ -78,7 +80,8 @@ def tell_of_first_environment() -> None:
         say("installing the worker's packages; this happens once and takes a while")
 
 
-def _session(place: Place, file: Path | None) -> Session:
+def _session(place: Place, file: Path | None) -> tuple[Session, Policy | None]:
+    """The session, and the policy that is required of it."""
     from py_code_mode.execution.registry import executor_class
     from py_code_mode.session import Session
     from py_code_mode.storage import FileStorage
@@ -86,16 +89,24 @@ def _session(place: Place, file: Path | None) -> Session:
 
     storage = FileStorage(place.base)
     name, options = place.executor_options(read_config(storage.base_path), file)
-    return Session(
+    session = Session(
         storage,
         executor_class(name).from_options(**options),
         sync_deps_on_start=place.sync,
         workdir=place.workdir,
     )
+    return session, options.get("policy")
+
+
+def _unheld(session: Session, policy: Policy | None) -> tuple[str, ...]:
+    """What of a policy, required where it says so, this machine does not hold."""
+    if policy is None or policy.disk is None or session.supports(Capability.DISK_LIMIT):
+        return ()
+    return ("disk space is not limited on this machine; `py-code-mode doctor` tells why",)
 
 
 async def _run(
-    session: Session, cell: Cell, folder: FigureFolder, live: bool
+    session: Session, policy: Policy | None, cell: Cell, folder: FigureFolder, live: bool
 ) -> tuple[ExecutionResult, bool]:
     """The result, and whether it was Ctrl-C that ended the code."""
     out, err = Screen(sys.stdout), Screen(sys.stderr)
@@ -121,7 +132,8 @@ async def _run(
                 await session.put("__file__", str(cell.file))
             is_running = True
             try:
-                return await session.run(cell.code, on_output=on_output)
+                result = await session.run(cell.code, on_output=on_output)
+                return replace(result, notes=(*_unheld(session, policy), *result.notes))
             finally:
                 is_running = False
                 if live:

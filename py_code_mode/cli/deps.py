@@ -8,7 +8,7 @@ import typer
 
 from py_code_mode.cli.loop import complete
 from py_code_mode.cli.options import Base, Json, workspace
-from py_code_mode.cli.terminal import complain, say, show_json, show_table
+from py_code_mode.cli.terminal import complain, say, show_json, show_origins, tell_approved
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="deps",
-    short_help="Packages: list, add, remove, sync.",
-    help="List, add, remove and sync the packages of a workspace (requirements.txt).",
+    short_help="Packages: list, add, approve, remove, sync.",
+    help="List, add, approve, remove and sync the packages of a workspace (requirements.txt).",
     epilog="""\
 \b
 Examples:
@@ -43,13 +43,13 @@ def list_(base: Base = None, as_json: Json = False) -> None:
     requirements = FileStorage(workspace(base)).get_deps_store()
     for problem in requirements.problems():
         complain(str(problem))
-    wanted = requirements.list()
+    wanted = requirements.origins()
     if as_json:
-        show_json(wanted)
+        show_json([*wanted])
     else:
-        show_table(
+        show_origins(
             ("requirement",),
-            [[requirement] for requirement in wanted],
+            [([requirement], origin) for requirement, origin in wanted.items()],
             f"no requirements in {workspace(base) / 'requirements.txt'}",
         )
 
@@ -76,6 +76,17 @@ def remove(package: Package, base: Base = None, as_json: Json = False) -> None:
     if not removed:
         complain(f"{name} is not among the requirements; `py-code-mode deps list` shows them")
         raise typer.Exit(1)
+
+
+@app.command()
+def approve(package: Package, base: Base = None, as_json: Json = False) -> None:
+    """Let a package that sandboxed code added be installed without a sandbox, too."""
+    from py_code_mode.deps import parse
+    from py_code_mode.storage import FileStorage
+
+    name = parse(package).name
+    was_approved = FileStorage(workspace(base)).get_deps_store().approve(name)
+    tell_approved("package", name, was_approved, as_json)
 
 
 @app.command()
@@ -107,7 +118,7 @@ async def _dependencies(base: Path) -> "AsyncGenerator[Dependencies]":
     requirements = FileStorage(base).get_deps_store()
     environment = await realise(EnvironmentSpec())
     with TemporaryDirectory(prefix="code-mode-") as folder:
-        yield Dependencies(requirements, Overlay(Path(folder), environment))
+        yield Dependencies(requirements, Overlay(Path(folder), environment), isolation=None)
 
 
 def _tell(report: dict[str, Any], as_json: bool) -> None:

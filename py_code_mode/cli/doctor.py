@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from py_code_mode.cli.cell import tell_of_first_environment
 from py_code_mode.cli.loop import complete
 from py_code_mode.cli.options import Base, Json, workspace
 from py_code_mode.cli.terminal import has_colours, printable, say, show_json, show_text
-from py_code_mode.errors import CodeModeError, WorkspaceNotTrusted
+from py_code_mode.errors import CodeModeError, UnsandboxedWarning, WorkspaceNotTrusted
 from py_code_mode.execution.executor import Capability
 
 #: Seconds that a package index may take to answer.
@@ -240,7 +241,11 @@ async def _worker(quiet: bool) -> list[Check]:
     try:
         with anyio.fail_after(WORKER_TIMEOUT):
             executor = SubprocessExecutor(SubprocessConfig(default_timeout=30.0))
-            async with Session(MemoryStorage(), executor) as session:
+            session = Session(MemoryStorage(), executor)
+            with warnings.catch_warnings():  # it is told below, as a check
+                warnings.simplefilter("ignore", UnsandboxedWarning)
+                await session.start()
+            async with session:
                 started = time.perf_counter() - began
                 result = await session.run("1 + 1")
                 environment = executor.environment
@@ -274,6 +279,8 @@ _ENFORCED = {
 def sandbox_check(isolation: str, holds: frozenset[str]) -> Check:
     """What stands between this machine and the worker that has just run."""
     held = [words for capability, words in _ENFORCED.items() if capability in holds]
+    if Capability.MEMORY_GROUP in holds:
+        held.append("a control group holds the memory")
     lacks = [words for capability, words in _ENFORCED.items() if capability not in holds]
     if isolation == "none":
         return Check(
@@ -320,6 +327,7 @@ def layer_checks() -> Iterator[Check]:
 
 
 async def _workspace(base: Path, exists: bool) -> list[Check]:
+    from py_code_mode.deps import parse
     from py_code_mode.storage import FileStorage
     from py_code_mode.tools.registry import ToolRegistry
     from py_code_mode.trust import check_trusted
@@ -342,6 +350,7 @@ async def _workspace(base: Path, exists: bool) -> list[Check]:
             f"workflows/{each['name']}.py: {each['error']}" for each in workflows if "error" in each
         ]
         faults += map(str, await anyio.to_thread.run_sync(requirements.problems))
+        wanted = await anyio.to_thread.run_sync(requirements.origins)
     except WorkspaceNotTrusted as error:
         remedy = f"py-code-mode trust {shlex.quote(error.folder)}"
         return [Check(name=name, level="problem", text=str(error), remedy=remedy)]
@@ -351,16 +360,23 @@ async def _workspace(base: Path, exists: bool) -> list[Check]:
     has_policy = "; its policy is required" if said.policy is not None else ""
     text = f"{count} tools, {usable} workflows{has_policy}"
     found = [Check(name=name, level="ok", text=text)]
-    found += [
-        Check(
-            name=name,
-            level="warning",
-            text=f"workflow {each['name']} was written by sandboxed code ({each['origin']})",
-            remedy=f"py-code-mode workflows approve {each['name']}, once you have read it",
+    left = [
+        (
+            f"workflow {each['name']} was written by sandboxed code ({each['origin']})",
+            f"py-code-mode workflows approve {each['name']}, once you have read it",
         )
         for each in workflows
         if "origin" in each
     ]
+    left += [
+        (
+            f"the requirement {text} was added by sandboxed code ({origin})",
+            f"py-code-mode deps approve {parse(text).name}, if you want it",
+        )
+        for text, origin in wanted.items()
+        if origin is not None
+    ]
+    found += [Check(name=name, level="warning", text=text, remedy=to_do) for text, to_do in left]
     found += [
         Check(name=name, level="warning", text=fault, remedy="correct that file; it is left out")
         for fault in faults

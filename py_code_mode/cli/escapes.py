@@ -30,9 +30,10 @@ import anyio.to_thread
 from py_code_mode import guest
 from py_code_mode.cli.terminal import printable
 from py_code_mode.errors import CodeModeError
+from py_code_mode.execution.executor import Capability
 from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
 from py_code_mode.sandbox.escapes import all_attacks, cell
-from py_code_mode.sandbox.escapes.attempt import OWN_FILES
+from py_code_mode.sandbox.escapes.attempt import CONTROL_GROUP, OWN_FILES
 from py_code_mode.sandbox.escapes.proxy import ALLOWED
 from py_code_mode.sandbox.policy import Policy
 from py_code_mode.sandbox.probe import probe, sandbox_user
@@ -335,6 +336,7 @@ class _Suite:
         self._before = scene.state()
         self._facts = scene.facts()
         self.backend: str = backend
+        self._holds: frozenset[str] = frozenset()
         self.verdicts: list[Verdict] = []
         self.left_out: dict[str, str] = {}
 
@@ -369,7 +371,11 @@ class _Suite:
 
     def _claimed(self, attacks: Sequence[Attack]) -> list[Attack]:
         """Those that this backend says it withstands."""
-        has = {""} if self.backend == "landlock" else {"", OWN_FILES}
+        has = {""}
+        if Capability.DISK_LIMIT in self._holds:
+            has.add(OWN_FILES)
+        if Capability.MEMORY_GROUP in self._holds:
+            has.add(CONTROL_GROUP)
         self.left_out = {attack.name: attack.needs for attack in attacks if attack.needs not in has}
         return [attack for attack in attacks if attack.needs in has]
 
@@ -511,7 +517,7 @@ class _Suite:
         if not isinstance(result.value, dict):
             raise CodeModeError(f"a session that is attacked could not be prepared: {result.error}")
         executor = session._executor  # pyright: ignore[reportPrivateUsage]
-        self.backend = executor.isolation
+        self.backend, self._holds = executor.isolation, executor.capabilities
         self._facts |= {
             "packages": "/packages" if self.backend != "landlock" else str(executor.overlay),
             **cast("dict[str, Any]", result.value),

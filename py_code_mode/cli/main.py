@@ -1,16 +1,19 @@
 """The command line: ``py-code-mode``, ``python -m py_code_mode``."""
 
+import contextlib
 import os
 import sys
-from typing import Annotated, Any
+import warnings
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from py_code_mode.cli import artifacts, deps, doctor, run, tools, trust, workflows
-from py_code_mode.cli.terminal import complain
-from py_code_mode.errors import CodeModeError
+from py_code_mode.cli.terminal import complain, say
+from py_code_mode.errors import CodeModeError, UnsandboxedWarning
 
+UNWRITABLE = 1
 USAGE = 2
 INTERRUPTED = 130
 #: What a shell shows for a program that SIGPIPE ended.
@@ -92,23 +95,54 @@ def options(
     """Take the options that come before a command."""
 
 
+def _told(problem: OSError) -> int:
+    """The status for output that could not be written, once it was told where it can be."""
+    if isinstance(problem, BrokenPipeError):
+        return PIPE_CLOSED
+    with contextlib.suppress(OSError):  # stderr may be no better
+        complain(f"the output cannot be written: {_sentence(problem)}")
+    return UNWRITABLE
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Tell people, who know nothing of lines of Python, what they can do about a warning."""
+    if isinstance(message, UnsandboxedWarning):
+        say(f"note: there is no sandbox here: {message.reason}; --no-sandbox says that you know")
+    else:
+        to = file or sys.stderr
+        to.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
 def main() -> None:
     """Run the command line and exit with its status."""
     status: object = 0
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # started with the descriptor closed, as by cron
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the end
+    warnings.showwarning = _show_warning
+    problem: OSError | None = None
     try:
         app(prog_name="py-code-mode")
     except SystemExit as end:
         status = end.code
+    except OSError as error:  # of the help, which no command prints
+        problem = error
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except BrokenPipeError:
-        # nobody reads what is left, and the interpreter would complain when it flushes at its end
+    except OSError as error:
+        problem = problem or error
+    if problem is not None:
+        status = status or _told(problem)
+        # nobody takes what is left, and the interpreter would complain when it flushes at its end
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
-        status = status or PIPE_CLOSED
     sys.exit(status if isinstance(status, int) else 1 if status else 0)

@@ -9,91 +9,60 @@ import typer
 
 from py_code_mode.workspace import FOLDER, find_workspace
 
+
+def option(name: str, metavar: str, text: str) -> Any:
+    """An option that need not be given, for `Annotated`; the default is told in the text."""
+    return typer.Option(name, metavar=metavar, help=text, show_default=False)
+
+
+Name: TypeAlias = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 Base: TypeAlias = Annotated[
     Path | None,
-    typer.Option(
-        "--base",
-        metavar="DIR",
-        help="Workspace folder.  [default: the nearest .code-mode, else ./.code-mode]",
-        show_default=False,
-    ),
-]
+    option("--base", "DIR", "Workspace folder.  [default: the nearest .code-mode, else "
+           "./.code-mode]"),
+]  # fmt: skip
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Executor: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--executor",
-        metavar="NAME",
-        help="Where the code runs: subprocess, in_process, or one that is installed.  "
-        "[default: what the workspace says, else subprocess]",
-        show_default=False,
-    ),
-]
+    option("--executor", "NAME", "Where the code runs: subprocess, in_process, or one that is "
+           "installed.  [default: what the workspace says, else subprocess]"),
+]  # fmt: skip
 Timeout: TypeAlias = Annotated[
     float | None,
-    typer.Option(
-        "--timeout",
-        metavar="SECONDS",
-        help="Stop the code after so many seconds.  "
-        "[default: what the workspace says, else no limit]",
-        show_default=False,
-    ),
-]
+    option("--timeout", "SECONDS", "Stop the code after so many seconds.  [default: what the "
+           "workspace says, else no limit]"),
+]  # fmt: skip
 Figures: TypeAlias = Annotated[
     Path,
     typer.Option("--figures", metavar="DIR", help="Where figures and images are saved."),
 ]
 Workdir: TypeAlias = Annotated[
     Path | None,
-    typer.Option(
-        "--workdir",
-        metavar="DIR",
-        help="The code's current directory, which it may write to; `.` for this one.  "
-        "[default: a new one, removed at the end]",
-        show_default=False,
-    ),
-]
+    option("--workdir", "DIR", "The code's current directory, which it may write to; `.` for this "
+           "one.  [default: a new one, removed at the end]"),
+]  # fmt: skip
 Sync: TypeAlias = Annotated[
     bool,
     typer.Option("--sync/--no-sync", help="Install the workspace's requirements.txt first."),
 ]
 Read: TypeAlias = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--read",
-        metavar="PATH",
-        help="Let the code read this file or folder; may be repeated.",
-        show_default=False,
-    ),
+    option("--read", "PATH", "Let the code read this file or folder; may be repeated."),
 ]
 Write: TypeAlias = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--write",
-        metavar="PATH",
-        help="Let the code read and write this file or folder; may be repeated.",
-        show_default=False,
-    ),
+    option("--write", "PATH", "Let the code read and write this file or folder; may be repeated."),
 ]
 AllowHost: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
-        "--allow-host",
-        metavar="HOST",
-        help="Let the code reach this host: api.github.com, '*.wikipedia.org:443'; may be repeated."
-        "  [default: no network]",
-        show_default=False,
-    ),
-]
+    option("--allow-host", "HOST", "Let the code reach this host: api.github.com, "
+           "'*.wikipedia.org:443'; may be repeated.  [default: no network]"),
+]  # fmt: skip
 Memory: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Memory of the code and all its processes, such as 2GiB.  [default: 4GiB]",
-        show_default=False,
-    ),
-]
+    option("--memory", "SIZE", "Memory of the code and all its processes, such as 2GiB.  "
+           "[default: 4GiB]"),
+]  # fmt: skip
 NoSandbox: TypeAlias = Annotated[
     bool,
     typer.Option("--no-sandbox", help="Run without a sandbox: the code may do whatever you may."),

@@ -123,9 +123,7 @@ class Place:
             if key not in self.grants:
                 continue
             # alone with this grant, so that nothing else stands in the comparison's way
-            alone = Policy.from_settings(
-                {"memory": 1, key: self.grants[key]}, source=option, folder=Path.cwd()
-            )
+            alone = Policy.from_settings({key: self.grants[key]}, source=option, folder=Path.cwd())
             if key == "memory":
                 is_granted = made.memory == alone.memory
             else:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from py_code_mode.cli.cell import Cell, run_cell
-from py_code_mode.cli.options import Figures, Json
+from py_code_mode.cli.options import Figures, Json, option
 from py_code_mode.cli.place import Place, takes_place
 
 EPILOG = """\
@@ -42,7 +42,7 @@ def run(
     ] = None,
     code: Annotated[
         str | None,
-        typer.Option("-c", metavar="CODE", help="Python code.", show_default=False),
+        option("-c", "CODE", "Python code."),
     ] = None,
     figures: Figures = Path(),
     as_json: Json = False,

@@ -219,6 +219,31 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: str
     console().print(table)
 
 
+def show_origins(
+    columns: Sequence[str], rows: Sequence[tuple[Sequence[str], str | None]], empty: str
+) -> None:
+    """Like `show_table`, with a column for what sandboxed code left, where there is any of it.
+
+    Args:
+        rows: cells, and the isolation of that code; None where it is the user's own.
+    """
+    if any(origin is not None for _, origin in rows):
+        told = [
+            [*cells, "" if origin is None else f"not approved ({origin})"] for cells, origin in rows
+        ]
+        show_table((*columns, "origin"), told, empty)
+    else:
+        show_table(columns, [cells for cells, _ in rows], empty)
+
+
+def tell_approved(kind: str, name: str, was_approved: bool, as_json: bool) -> None:
+    """Say that something sandboxed code left is the user's own, now or before."""
+    if as_json:
+        show_json({"approved": [name] if was_approved else []})
+    else:
+        say(f"approved {kind} {name}" if was_approved else f"{kind} {name} needs no approval")
+
+
 def facts(entry: Mapping[str, object], *names: str) -> list[str]:
     """The named facts of a listing's entry as cells of a row."""
     return [_cell(entry.get(name)) for name in names]

@@ -7,7 +7,16 @@ import typer
 
 from py_code_mode.cli.cell import TIMED_OUT
 from py_code_mode.cli.loop import complete
-from py_code_mode.cli.options import Arguments, Base, Json, Limit, Query, key_values, workspace
+from py_code_mode.cli.options import (
+    Arguments,
+    Base,
+    Json,
+    Limit,
+    Name,
+    Query,
+    key_values,
+    workspace,
+)
 from py_code_mode.cli.terminal import complain, facts, show_json, show_table, show_text
 from py_code_mode.cli.values import as_json as value_as_json
 from py_code_mode.cli.values import show_value
@@ -33,7 +42,6 @@ Examples:
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 
 
 def registry(base: "Path | None") -> "ToolRegistry":

@@ -13,13 +13,22 @@ from py_code_mode.cli.options import (
     Figures,
     Json,
     Limit,
+    Name,
     Query,
     key_values,
     workspace,
 )
 from py_code_mode.cli.place import Place, takes_place
 from py_code_mode.cli.run import decode_source
-from py_code_mode.cli.terminal import complain, facts, say, show_json, show_source, show_table
+from py_code_mode.cli.terminal import (
+    complain,
+    facts,
+    say,
+    show_json,
+    show_origins,
+    show_source,
+    tell_approved,
+)
 from py_code_mode.errors import WorkflowNotFound
 
 if TYPE_CHECKING:
@@ -39,7 +48,6 @@ Examples:
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 
 
 def library(base: Path | None) -> "WorkflowLibrary":
@@ -69,19 +77,18 @@ def _show(entries: list[dict[str, Any]], as_json: bool, empty: str) -> None:
         show_json(entries)
         return
     rows = [
-        [
-            *facts(entry, "name", "description"),
-            ", ".join(map(_parameter, entry["parameters"])),
-            f"not approved ({entry['origin']})" if "origin" in entry else "",
-        ]
+        (
+            [
+                *facts(entry, "name", "description"),
+                ", ".join(map(_parameter, entry["parameters"])),
+            ],
+            entry.get("origin"),
+        )
         for entry in entries
         if "error" not in entry
     ]
     if rows or not entries:
-        columns = ("name", "description", "parameters", "origin")
-        has_origin = any(row[-1] for row in rows)
-        shown = rows if has_origin else [row[:-1] for row in rows]
-        show_table(columns if has_origin else columns[:-1], shown, empty)
+        show_origins(("name", "description", "parameters"), rows, empty)
 
 
 def _parameter(parameter: dict[str, Any]) -> str:
@@ -139,10 +146,7 @@ def approve(
         typer.confirm(question, abort=True, err=True)
     # not what somebody put there while it was read
     was_approved = library(base).approve(name, source)
-    if as_json:
-        show_json({"approved": [name] if was_approved else []})
-    else:
-        say(f"approved workflow {name}" if was_approved else f"workflow {name} needs no approval")
+    tell_approved("workflow", name, was_approved, as_json)
 
 
 @app.command()

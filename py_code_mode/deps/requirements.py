@@ -2,6 +2,9 @@
 
 Only plain requirements are taken, ``name[extras]`` with version bounds: anything else could name a
 file, a host or an option. Installing is done elsewhere.
+
+What sandboxed code adds has a comment that says so, written by the host. Whoever deletes it, by
+hand or with ``py-code-mode deps approve``, has approved the line.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from py_code_mode.errors import InvalidRequirement, NotStored
+from py_code_mode.origin import UNKNOWN, word_of
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -21,6 +25,8 @@ __all__ = ["Problem", "Requirements", "parse"]
 
 _FILE = "requirements.txt"
 _COMMENT = re.compile(r"(?:^|\s+)#.*$", re.DOTALL)  # as pip's
+_MARK = "# py-code-mode: added by sandboxed code"
+_MARKED = re.compile(r"\s*" + re.escape(_MARK) + r"(?: \(([a-z_]+)\))?.*$", re.DOTALL)
 _ENDS = re.compile(r"[^\n]*\n|[^\n]+")
 _REMOTE = re.compile(r"^(?:[a-z]+\+)?[a-z]+://|^(?:git|hg|svn|bzr)\+|^file:", re.IGNORECASE)
 _LOCAL = re.compile(r"^[./~]|[/\\]|\.(?:whl|zip|tar\.gz|tgz)$", re.IGNORECASE)
@@ -88,6 +94,7 @@ class _Entry:
     raw: str
     requirement: Requirement | None = None
     problem: Problem | None = None
+    origin: str | None = None
 
     @property
     def package(self) -> str:
@@ -115,17 +122,33 @@ class Requirements:
 
     def list(self) -> _Strings:
         """The usable requirements in the order of the file; see `problems` for the rest."""
-        found = [str(entry.requirement) for entry in self._entries() if entry.requirement]
-        return [*dict.fromkeys(found)]
+        return [*self.origins()]
+
+    def origins(self) -> dict[str, str | None]:
+        """The same, with the isolation of the sandboxed code that added each; None: the user did.
+
+        What is written twice, once by the user, is the user's.
+        """
+        found: dict[str, str | None] = {}
+        for entry in self._entries():
+            if entry.requirement:
+                text = str(entry.requirement)
+                if found.get(text, "") is not None:
+                    found[text] = entry.origin
+        return found
 
     def problems(self) -> _Problems:
         """The lines that `list` had to leave out."""
         return [entry.problem for entry in self._entries() if entry.problem]
 
-    def add(self, requirement: str) -> bool:
+    def add(self, requirement: str, *, origin: str | None = None) -> bool:
         """Want a package, instead of what was wanted of it before; False if that says so already.
 
-        A bare name asks for the package and no version: it leaves bounds as they are.
+        A bare name asks for the package and no version: it leaves bounds as they are, unless
+        sandboxed code chose them and the user asks.
+
+        Args:
+            origin: the isolation of the sandboxed code that asks; None where the user does.
 
         Raises:
             InvalidRequirement: it is not a plain requirement; nothing was changed.
@@ -135,20 +158,41 @@ class Requirements:
         with self._store.lock():
             entries = self._entries()
             present = [entry for entry in entries if entry.package == package]
-            if present and _covers(present, wanted):
+            is_own = origin is not None or all(entry.origin is None for entry in present)
+            if present and is_own and _covers(present, wanted):
                 return False
             written: list[str] = []
             for entry in entries:
                 if entry.package != package:
                     written.append(entry.raw)
                 elif entry is present[0]:
-                    written.append(_replaced(entry, str(wanted)))
+                    written.append(_replaced(entry, wanted, origin))
             if not present:
                 end = "\r\n" if any(raw.endswith("\r\n") for raw in written) else "\n"
                 if written and not written[-1].endswith("\n"):
                     written[-1] += end
-                written.append(str(wanted) + end)
+                written.append(f"{wanted}{_mark(wanted, origin)}{end}")
             self._write(written)
+        return True
+
+    def approve(self, package: str) -> bool:
+        """Make what sandboxed code wants of a package the user's own wish; False if it is already.
+
+        Args:
+            package: its name; extras and bounds are allowed, and not looked at.
+
+        Raises:
+            InvalidRequirement: it names no package, or none of the file.
+        """
+        wanted = _canonical(parse(package))
+        with self._store.lock():
+            entries = self._entries()
+            found = [entry for entry in entries if entry.package == wanted]
+            if not found:
+                raise InvalidRequirement(package, "it is not among the requirements")
+            if all(entry.origin is None for entry in found):
+                return False
+            self._write([_approved(entry) if entry in found else entry.raw for entry in entries])
         return True
 
     def remove(self, package: str) -> bool:
@@ -210,17 +254,34 @@ def _entry(number: int, line: str, raw: str) -> _Entry:
     if not text:
         return _Entry(number=number, text="", raw=raw)
     try:
-        return _Entry(number=number, text=text, raw=raw, requirement=parse(text))
+        requirement = parse(text)
     except InvalidRequirement as error:
         problem = Problem(line=number, text=text, reason=error.reason)
         return _Entry(number=number, text=text, raw=raw, problem=problem)
+    found = _MARKED.search(line)
+    origin = None if found is None else found[1] or UNKNOWN
+    return _Entry(number=number, text=text, raw=raw, requirement=requirement, origin=origin)
 
 
-def _replaced(entry: _Entry, requirement: str) -> str:
-    """The entry's line with another requirement and its old comment."""
+def _replaced(entry: _Entry, requirement: Requirement, origin: str | None) -> str:
+    """The entry's line with another requirement, its old comment, and where it comes from."""
     body = entry.raw.rstrip("\r\n")
     comment = _COMMENT.search(body) if "\n" not in body else None
-    return requirement + (comment[0] if comment else "") + entry.raw[len(body) :]
+    said = _MARKED.sub("", comment[0]) if comment else ""
+    return f"{requirement}{said}{_mark(requirement, origin)}{entry.raw[len(body) :]}"
+
+
+def _approved(entry: _Entry) -> str:
+    body = entry.raw.rstrip("\r\n")
+    return _MARKED.sub("", body) + entry.raw[len(body) :]
+
+
+def _mark(requirement: Requirement, origin: str | None) -> str:
+    """What is written behind a requirement that sandboxed code adds."""
+    if origin is None:
+        return ""
+    approve = f"py-code-mode deps approve {requirement.name}"
+    return f"  {_MARK} ({word_of(origin)}). Delete this comment, or: {approve}"
 
 
 def _canonical(requirement: Requirement) -> str:

@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import anyio.to_thread
 
 from py_code_mode.errors import ConfinementFailed, GuestDied
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from py_code_mode.results import Limit
+    from py_code_mode.sandbox.cgroup import Group
 
 #: Seconds for a session's walls to be made and its worker to be confined.
 START_TIMEOUT = 30.0
@@ -77,11 +79,13 @@ class Keeper:
 
     Args:
         sock: our end of the keeper's socket (SOCK_SEQPACKET); owned by this.
+        group: the session's control group, which is removed at the end.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, group: Group | None = None) -> None:
         sock.setblocking(False)
         self._socket = sock
+        self._group = group
         self._loop = asyncio.get_running_loop()
         self._processes: dict[int, KeptProcess] = {}
         self._unclaimed: dict[int, tuple[int, Limit | None]] = {}
@@ -374,6 +378,8 @@ class Keeper:
                 self.end()
                 pidfd, self._pidfd = self._pidfd, -1
                 await _ended(pidfd)
+            if self._group is not None and not self._group.remove_now():
+                await anyio.to_thread.run_sync(self._group.remove)
 
 
 async def _ended(pidfd: int) -> None:

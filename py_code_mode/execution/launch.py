@@ -25,9 +25,12 @@ from py_code_mode.execution.keeper import END_TIMEOUT, Keeper
 from py_code_mode.execution.process import spawn
 from py_code_mode.execution.supervisor import to_the_end
 from py_code_mode.guest import walls
+from py_code_mode.sandbox.probe import probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+
+    from py_code_mode.sandbox.cgroup import Group
 
 GUEST = Path(guest.__file__).with_name("__main__.py")
 #: Variables that say where a machine keeps the certificates it trusts.
@@ -72,8 +75,8 @@ async def start_keeper(
                 pass_fds=given,
                 user=user,
             )
-        ours.send(json.dumps(plan).encode())
-        keeper = Keeper(ours)
+        group = send_plan(ours, json.dumps(plan).encode(), plan["memory"])
+        keeper = Keeper(ours, group)
         await keeper.made()
     except BaseException as error:
         text = text_of(said)
@@ -88,6 +91,33 @@ async def start_keeper(
     finally:
         os.close(said)
     return keeper, process
+
+
+def send_plan(sock: socket.socket, body: bytes, memory: int | None) -> Group | None:
+    """Tell a keeper its plan; gives the control group that it enters, where there can be one.
+
+    Args:
+        body: the plan.
+        memory: limit of that group, in bytes.
+
+    Raises:
+        ConfinementFailed: there can be one, but it cannot be made.
+    """
+    place = probe().memory_groups
+    if place is None or memory is None:
+        sock.send(body)
+        return None
+    try:
+        group = place.make(memory)
+    except OSError as error:
+        raise ConfinementFailed("control group", str(error), error.errno) from error
+    try:
+        with group.open() as doors:
+            socket.send_fds(sock, [body], doors)
+    except BaseException:
+        group.remove()
+        raise
+    return group
 
 
 async def _end(keeper: Keeper | None, process: subprocess.Popen[bytes] | None) -> None:

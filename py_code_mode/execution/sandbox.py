@@ -6,6 +6,7 @@ What a policy asks for and this machine cannot enforce is an error, before any c
 from __future__ import annotations
 
 import os
+import warnings
 from contextvars import Context
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -14,11 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import anyio.to_thread
 
-from py_code_mode.errors import ConfinementFailed, SandboxUnavailable
+from py_code_mode.errors import ConfinementFailed, SandboxUnavailable, UnsandboxedWarning
 from py_code_mode.execution import zygote
 from py_code_mode.execution.executor import Capability
 from py_code_mode.execution.keeper import Keeper
-from py_code_mode.execution.launch import GUEST, closed_to, end, start_keeper, wall_files
+from py_code_mode.execution.launch import (
+    CERTIFICATES,
+    GUEST,
+    closed_to,
+    end,
+    start_keeper,
+    wall_files,
+)
 from py_code_mode.execution.supervisor import to_the_end
 from py_code_mode.guest.confine import FULL_ABI, Confinement
 from py_code_mode.guest.keeper import PROXY_PORT
@@ -54,7 +62,6 @@ _PRELOADED = ("numpy", "pandas", "pyarrow", "cloudpickle")
 #: cannot be copied: neither the zygote nor, for a snapshot, its sessions.
 _QUIET = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
 _LANGUAGE = ("LANG", "LANGUAGE", "TZ")
-_CERTIFICATES = ("SSL_CERT_DIR", "SSL_CERT_FILE")
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 _WITHOUT_WALLS = frozenset(
     {
@@ -71,6 +78,7 @@ MISSING: Mapping[Backend, frozenset[str]] = {
     | {
         Capability.CHECKPOINT,
         Capability.FILE_ISOLATION,
+        Capability.MEMORY_GROUP,
         Capability.MEMORY_LIMIT,
         Capability.NETWORK_ISOLATION,
         Capability.RESTORE,
@@ -110,6 +118,9 @@ def choose(
 
     Raises:
         SandboxUnavailable: this machine lacks what was asked for; the message says which layer.
+
+    Warns:
+        UnsandboxedWarning: nothing was asked for, and this machine has nothing to offer.
     """
     if backend != "auto" and backend not in found.backends:
         raise SandboxUnavailable(backend, _reasons(found))
@@ -122,6 +133,9 @@ def choose(
         if environment is not None:
             against += _out_of_reach(candidate, [*_needed(environment.python, environment.folder)])
         if not against:
+            if candidate == "none" != backend:
+                # shown once in a process, as all that are alike and come from one place
+                warnings.warn(UnsandboxedWarning((*missing, *_reasons(found))[0]), stacklevel=1)
             return candidate
         missing += [f"{candidate}: {reason}" for reason in against]
     wanted = "this policy" if policy is not None else backend
@@ -133,7 +147,7 @@ def choose(
 def unenforceable(
     backend: Backend, policy: Policy, *, landlock_abi: int = FULL_ABI
 ) -> tuple[str, ...]:
-    """What of a policy a backend cannot enforce, in words."""
+    """What of a policy a backend cannot enforce though it is required (`Policy`), in words."""
     if backend == "none":
         return ("a plain process is not confined at all",)
     found: list[str] = []
@@ -145,8 +159,11 @@ def unenforceable(
     if backend == "landlock":
         if not isinstance(policy.network, str):
             found.append("network: a list of hosts needs a network namespace; use none or open")
-        if policy.disk is not None:
-            found.append("disk: without a mount namespace files have no common limit; disk=None")
+        if "disk" in policy.required:
+            found.append(
+                "disk: without a mount namespace files have no common limit; leave it out, or say "
+                "disk=None"
+            )
     return tuple(found)
 
 
@@ -290,12 +307,11 @@ async def open_sandbox(
         ConfinementFailed: a layer failed.
         SandboxUnavailable: a root host's guest, which is not to be root, cannot get at a path.
     """
-    shares_network = policy.network == "open"
     variables = _variables(environment, policy)
     needed = [*_needed(environment.python, environment.folder)]
     needed += also_read
-    needed += [Path(variables[name]) for name in _CERTIFICATES if name in variables]
-    view = view_of(needed, policy, workdir, names=shares_network)
+    needed += [Path(variables[name]) for name in CERTIFICATES if name in variables]
+    view = view_of(needed, policy, workdir, names=policy.network == "open")
     trees = [(Path(source), is_writable) for source, _, is_writable in view.trees]
     missing = _out_of_reach(
         backend,
@@ -304,101 +320,126 @@ async def open_sandbox(
     )
     if missing:
         raise SandboxUnavailable(backend, missing)
+    wanted = _Wanted(
+        policy=policy, environment=environment, workdir=workdir, view=view, variables=variables
+    )
     if backend == "namespaces":
-        shown = _shown(policy, view, workdir or WORKDIR, OWN_FOLDERS)
+        shown = _shown(wanted, wanted.inside, OWN_FOLDERS)
         greeting = greet(PACKAGES, shown) if greet is not None else None
-        sandbox = await _open_copied(policy, environment, workdir, view, variables, greeting)
+        sandbox = await _open_copied(wanted, greeting)
         sandbox.shown = shown
         return sandbox
-    sandbox = await _open_alone(backend, policy, environment, workdir, view, variables)
+    sandbox = await _open_alone(backend, wanted)
     own = () if sandbox.backend == "landlock" else OWN_FOLDERS
-    sandbox.shown = _shown(policy, view, sandbox.workdir, own)
+    sandbox.shown = _shown(wanted, sandbox.workdir, own)
     return sandbox
 
 
-def _shown(policy: Policy, view: View, workdir: Path, own: Iterable[str]) -> Mapping[str, object]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A sandbox that is to be made.
+
+    Attributes:
+        workdir: the host's folder to work in; None where the session has one of its own.
+        view: what of the host it shows.
+        variables: its processes' environment.
+    """
+
+    policy: Policy
+    environment: Environment
+    workdir: Path | None
+    view: View
+    variables: Mapping[str, str]
+
+    @property
+    def inside(self) -> Path:
+        """The workdir, as a guest behind walls sees it."""
+        return self.workdir or WORKDIR
+
+    @property
+    def shares_network(self) -> bool:
+        return self.policy.network == "open"
+
+
+def _shown(wanted: _Wanted, workdir: Path, own: Iterable[str]) -> Mapping[str, object]:
     """What can be seen and reached from inside, for explanations."""
-    network = policy.network
+    network = wanted.policy.network
     return {
-        "visible": [place for _, place, _ in view.trees],
-        "writable": [*own, str(workdir), *view.writable],
+        "visible": [place for _, place, _ in wanted.view.trees],
+        "writable": [*own, str(workdir), *wanted.view.writable],
         "network": network if isinstance(network, str) else [str(host) for host in network],
     }
 
 
-async def _open_alone(
-    backend: Backend,
-    policy: Policy,
-    environment: Environment,
-    workdir: Path | None,
-    view: View,
-    variables: Mapping[str, str],
-) -> Sandbox:
+async def _open_alone(backend: Backend, wanted: _Wanted) -> Sandbox:
     """A sandbox that is made for itself."""
     own = _own_folder(sandbox_user())
     try:
         if backend == "bubblewrap":
-            return await _open_walled(policy, environment, workdir, view, variables, own)
-        return await _open_confined(policy, environment, workdir, view, variables, own)
+            return await _open_walled(wanted, own)
+        return await _open_confined(wanted, own)
     except BaseException:
         await to_the_end(partial(anyio.to_thread.run_sync, own.remove))
         raise
 
 
-async def _open_copied(
-    policy: Policy,
-    environment: Environment,
-    workdir: Path | None,
-    view: View,
-    variables: Mapping[str, str],
-    greeting: bytes | None,
-    *,
-    again: bool = True,
-) -> Sandbox:
+async def _open_copied(wanted: _Wanted, greeting: bytes | None) -> Sandbox:
     """A sandbox copied from a zygote, of which there is another one where it was just killed."""
-    shares_network = policy.network == "open"
     found = await examine_machine()
+    environment = wanted.environment
     spec = zygote.ZygoteSpec(
         python=environment.python,
         stamp=_stamp(environment),
-        view=view,
-        shares_network=shares_network,
-        environment=tuple(sorted(variables.items())),
+        view=wanted.view,
+        shares_network=wanted.shares_network,
+        environment=tuple(sorted(wanted.variables.items())),
         preload=tuple(name for name in _PRELOADED if name in environment.packages),
         wall="bubblewrap" if found.bubblewrap and found.nests else "own",
     )
+    copy = partial(_copy, spec, wanted, greeting)
+    try:
+        try:
+            return await copy()
+        except ConnectionError:
+            return await copy()
+    except OSError as error:
+        raise ConfinementFailed("zygote", str(error), error.errno) from error
+
+
+async def _copy(spec: zygote.ZygoteSpec, wanted: _Wanted, greeting: bytes | None) -> Sandbox:
+    """A sandbox copied from a zygote.
+
+    Raises:
+        OSError: the zygote has ended.
+    """
     template = await zygote.acquire(spec)
     packages: Path | None = None
-    inside = workdir or WORKDIR
     try:
         packages = template.make_overlay()
         plan = _plan(
-            policy,
-            inside,
-            _inside_walls(policy, view),
-            files={"size": policy.disk, "inodes": _INODES, "covered": view.covered},
-            has_own_network=not shares_network,
+            wanted.policy,
+            wanted.inside,
+            _inside_walls(wanted),
+            files={"size": wanted.policy.disk, "inodes": _INODES, "covered": wanted.view.covered},
+            has_own_network=not wanted.shares_network,
         )
         waiting = template.take(plan, greeting) if greeting is not None else None
-        ours = waiting.keeper if waiting is not None else template.request(plan)
-    except BaseException as error:
+        if waiting is not None:
+            ours, group = waiting.keeper, waiting.group
+        else:
+            ours, group = template.request(plan)
+    except BaseException:
         if packages is not None:
             packages.rmdir()
         await to_the_end(partial(zygote.release, template))
-        if again and isinstance(error, ConnectionError):
-            return await _open_copied(
-                policy, environment, workdir, view, variables, greeting, again=False
-            )
-        if isinstance(error, OSError):
-            raise ConfinementFailed("zygote", str(error), error.errno) from error
         raise
     return Sandbox(
         backend="namespaces",
-        policy=policy,
-        workdir=inside,
+        policy=wanted.policy,
+        workdir=wanted.inside,
         packages=packages,
         inside=PACKAGES,
-        keeper=Keeper(ours),
+        keeper=Keeper(ours, group),
         admits=f"/overlays/{packages.name}",
         zygote=template,
         waiting=waiting,
@@ -406,40 +447,33 @@ async def _open_copied(
     )
 
 
-async def _open_walled(
-    policy: Policy,
-    environment: Environment,
-    workdir: Path | None,
-    view: View,
-    variables: Mapping[str, str],
-    own: Scratch,
-) -> Sandbox:
+async def _open_walled(wanted: _Wanted, own: Scratch) -> Sandbox:
     """A sandbox of its own behind bubblewrap's walls, with an interpreter that starts there."""
     program = bubblewrap.find()
     if program is None:
         raise SandboxUnavailable("bubblewrap", ("it is not installed any more",))
-    inside = workdir or WORKDIR
+    python = str(wanted.environment.python)
     with wall_files() as files:
         wall = bubblewrap.around_session(
             program,
-            view,
+            wanted.view,
             packages=str(own.packages),
             files=files,
-            shares_network=policy.network == "open",
-            size=policy.disk,
+            shares_network=wanted.shares_network,
+            size=wanted.policy.disk,
         )
         keeper, process = await start_keeper(
             "bubblewrap",
-            lambda fd: [*wall, str(environment.python), "-I", str(GUEST), "keeper", str(fd)],
-            _plan(policy, inside, _inside_walls(policy, view)),
-            environment=variables,
+            lambda fd: [*wall, python, "-I", str(GUEST), "keeper", str(fd)],
+            _plan(wanted.policy, wanted.inside, _inside_walls(wanted)),
+            environment=wanted.variables,
             user=sandbox_user(),
             pass_fds=tuple(files.values()),
         )
     return Sandbox(
         backend="bubblewrap",
-        policy=policy,
-        workdir=inside,
+        policy=wanted.policy,
+        workdir=wanted.inside,
         packages=own.packages,
         inside=PACKAGES,
         keeper=keeper,
@@ -448,14 +482,7 @@ async def _open_walled(
     )
 
 
-async def _open_confined(
-    policy: Policy,
-    environment: Environment,
-    workdir: Path | None,
-    view: View,
-    variables: Mapping[str, str],
-    own: Scratch,
-) -> Sandbox:
+async def _open_confined(wanted: _Wanted, own: Scratch) -> Sandbox:
     """A sandbox without walls: its workers confine themselves, to folders of this machine.
 
     The keeper is not confined, so it imports nothing of the environment's: a worker is an
@@ -467,29 +494,28 @@ async def _open_confined(
         folder.mkdir()
         if user is not None:
             os.chown(folder, user, user)
-    inside = workdir or private["work"]
-    python = str(environment.python)
-    confinement = _without_walls(policy, view, [*private.values()], own.packages, user)
+    inside = wanted.workdir or private["work"]
+    python = str(wanted.environment.python)
     keeper, process = await start_keeper(
         "keeper",
         lambda fd: [python, "-I", "-S", str(GUEST), "keeper", str(fd)],
         _plan(
-            policy,
+            wanted.policy,
             inside,
-            confinement,
+            _without_walls(wanted, [*private.values()], own.packages, user),
             has_own_processes=False,
             has_own_files=False,
             command=[python, "-I", str(GUEST), "loop"],
         ),
         environment={
-            **variables,
+            **wanted.variables,
             "HOME": str(private["home"]),
             "TMPDIR": str(private["tmp"]),
         },
     )
     return Sandbox(
         backend="landlock",
-        policy=policy,
+        policy=wanted.policy,
         workdir=inside,
         packages=own.packages,
         inside=own.packages,
@@ -573,7 +599,7 @@ def _variables(environment: Environment, policy: Policy) -> dict[str, str]:
     if not isinstance(policy.network, str):
         found.update(guest_variables(PROXY_PORT))
     if policy.network != "none":
-        found.update({name: os.environ[name] for name in _CERTIFICATES if name in os.environ})
+        found.update({name: os.environ[name] for name in CERTIFICATES if name in os.environ})
     return found
 
 
@@ -598,23 +624,23 @@ def _stamp(environment: Environment) -> tuple[int, ...]:
     return (status.st_ino, status.st_mtime_ns)
 
 
-def _inside_walls(policy: Policy, view: View) -> Confinement:
+def _inside_walls(wanted: _Wanted) -> Confinement:
     """What a worker takes from itself where namespaces show it nothing else of the host."""
     return Confinement(
         readable=["/"],
-        writable=[*_OWN_WRITABLE, *view.writable],
+        writable=[*_OWN_WRITABLE, *wanted.view.writable],
         executable=["/"],
         inet=True,
         # what older ones leave open, namespaces hold, unless the network is the host's
-        landlock_abi=FULL_ABI if policy.network == "open" else 1,
+        landlock_abi=FULL_ABI if wanted.shares_network else 1,
         private_files=True,
         private_processes=True,
-        **_limits(policy),
+        **_limits(wanted.policy),
     )
 
 
 def _without_walls(
-    policy: Policy, view: View, private: Sequence[Path], packages: Path, user: int | None
+    wanted: _Wanted, private: Sequence[Path], packages: Path, user: int | None
 ) -> Confinement:
     """What a worker takes from itself where nothing else stands between it and the host.
 
@@ -624,8 +650,8 @@ def _without_walls(
         user: whom to become.
     """
     writable = [str(path) for path in private]
-    writable += [source for source, _, is_writable in view.trees if is_writable]
-    readable = [source for source, _, is_writable in view.trees if not is_writable]
+    writable += [source for source, _, is_writable in wanted.view.trees if is_writable]
+    readable = [source for source, _, is_writable in wanted.view.trees if not is_writable]
     return Confinement(
         readable=[
             *(path for path in _FACTS if os.path.exists(path)),
@@ -633,9 +659,9 @@ def _without_walls(
         ],
         writable=[*_DEVICES, *writable],
         executable=[*readable, *writable, str(packages)],
-        inet=policy.network == "open",
+        inet=wanted.shares_network,
         user=None if user is None else (user, user),
-        **_limits(policy),
+        **_limits(wanted.policy),
     )
 
 

@@ -65,6 +65,7 @@ from py_code_mode.execution.worker import (
     setup_frame,
 )
 from py_code_mode.sandbox.policy import Policy
+from py_code_mode.sandbox.probe import probe
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -120,6 +121,8 @@ class SubprocessConfig(ExecutorConfig):
     also_read: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        # not super(): a class with slots is made anew, and is not the one that super() means
+        ExecutorConfig.__post_init__(self)
         _check_choice("backend", self.backend, get_args(BackendChoice))
         _check_choice("protect", self.protect, get_args(Protect))
         _check_kind("policy", self.policy, (Policy, type(None)), "a Policy")
@@ -162,6 +165,7 @@ class SubprocessExecutor(BranchingExecutor):
             Capability.NETWORK_ALLOW_LIST,
             Capability.FILE_ISOLATION,
             Capability.MEMORY_LIMIT,
+            Capability.MEMORY_GROUP,
             Capability.DISK_LIMIT,
             Capability.SHARED_MEMORY,
             Capability.CHECKPOINT,
@@ -221,8 +225,12 @@ class SubprocessExecutor(BranchingExecutor):
     def capabilities(self) -> frozenset[str]:
         if self._state != "started":
             return self.offers
-        unprotected = {Capability.RESTORE} if self.config.protect == "off" else set[str]()
-        return self.offers - MISSING[self._backend] - unprotected
+        missing = set(MISSING[self._backend])
+        if self.config.protect == "off":
+            missing.add(Capability.RESTORE)
+        if probe().memory_groups is None:
+            missing.add(Capability.MEMORY_GROUP)
+        return self.offers - missing
 
     async def start(self, setup: Setup, call: Call) -> frozenset[str]:
         if self._state != "not started":
@@ -335,7 +343,7 @@ class SubprocessExecutor(BranchingExecutor):
             self._backend,
             self.config.policy or Policy(),
             self.environment,
-            workdir=None if self._setup.is_workdir_private else self._setup.workdir.resolve(),
+            workdir=None if self._setup.is_workdir_private else self._setup.workdir,
             also_read=self.config.also_read,
             greet=self._greeting if self._incarnation == FIRST else None,
         )

@@ -23,7 +23,7 @@ import anyio.to_thread
 
 from py_code_mode.errors import ConfinementFailed
 from py_code_mode.execution.ends import Ends, open_ends
-from py_code_mode.execution.launch import GUEST, end_blocking, text_of, wall_files
+from py_code_mode.execution.launch import GUEST, end_blocking, send_plan, text_of, wall_files
 from py_code_mode.execution.process import spawn
 from py_code_mode.guest import walls
 from py_code_mode.guest.keeper import MAX_PLAN
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from py_code_mode.sandbox.cgroup import Group
     from py_code_mode.sandbox.view import View
 
 #: Seconds for a wall to be built and the zygote in it to answer.
@@ -78,6 +79,7 @@ class Waiting:
     """A sandbox made beforehand, with a worker in it that was greeted; our ends of it."""
 
     keeper: socket.socket
+    group: Group | None
     ends: Ends
 
     @property
@@ -114,6 +116,7 @@ class Zygote:
     _waiting: dict[tuple[str, bytes], list[Waiting]] = field(
         default_factory=dict[tuple[str, bytes], list[Waiting]]
     )
+    _groups: list[Group] = field(default_factory=list["Group"])
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -121,12 +124,18 @@ class Zygote:
         # inside the wall it may have been killed, a moment before the wall ends
         return _has_other_end(self.control) and self.process.poll() is None
 
-    def request(self, plan: Mapping[str, Any]) -> socket.socket:
-        """Ask for a sandbox; gives our end of its keeper's socket, by which all is told.
+    def request(self, plan: Mapping[str, Any]) -> tuple[socket.socket, Group | None]:
+        """Ask for a sandbox.
+
+        Returns:
+            our end of its keeper's socket, by which all is told, and its control group if it has
+            one; both are the caller's, as for a `Keeper`.
 
         Raises:
+            ConfinementFailed: the plan is too long, or its group cannot be made.
             OSError: the zygote has ended.
         """
+        self._remove_groups()
         request = {
             "t": "session",
             "shares_network": self.spec.shares_network,
@@ -139,11 +148,13 @@ class Zygote:
         keeper, its_keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its_keeper, contextlib.ExitStack() as held:
             held.callback(keeper.close)
-            keeper.send(body)
+            group = send_plan(keeper, body, plan["memory"])
+            if group is not None:
+                held.callback(self._groups.append, group)
             with self._lock:
                 socket.send_fds(self.control, [json.dumps(request).encode()], [its_keeper.fileno()])
             held.pop_all()
-        return keeper
+        return keeper, group
 
     def take(self, plan: Mapping[str, Any], greeting: bytes) -> Waiting | None:
         """A sandbox of this plan that was made beforehand, and whose worker was greeted so."""
@@ -152,7 +163,7 @@ class Zygote:
             taken = waiting.pop(0)
             if taken.is_alive:
                 return taken
-            taken.close()
+            self._let_go(taken)
         return None
 
     def fill(self, plan: Mapping[str, Any], greeting: bytes, count: int) -> None:
@@ -166,19 +177,31 @@ class Zygote:
         waiting = self._waiting.setdefault((json.dumps(plan), greeting), [])
         while len(self._waiting) > MOST_PLANS:
             for forgotten in self._waiting.pop(next(iter(self._waiting))):
-                forgotten.close()
-        with contextlib.suppress(OSError):  # the next session finds that it has ended
+                self._let_go(forgotten)
+        # the next session finds out what is wrong
+        with contextlib.suppress(OSError, ConfinementFailed):
             while len(waiting) < count:
                 waiting.append(self._make_waiting(plan, greeting))
 
     def _make_waiting(self, plan: Mapping[str, Any], greeting: bytes) -> Waiting:
         with open_ends() as (ours, theirs), contextlib.ExitStack() as held:
-            keeper = self.request(plan)
+            keeper, group = self.request(plan)
             held.callback(keeper.close)
+            if group is not None:
+                held.callback(self._groups.append, group)
             socket.send_fds(keeper, [b'{"t": "worker"}'], theirs.fds)
             ours.guest.sendall(greeting)
             held.pop_all()
-        return Waiting(keeper=keeper, ends=ours)
+        return Waiting(keeper=keeper, group=group, ends=ours)
+
+    def _let_go(self, waiting: Waiting) -> None:
+        """Give it up; its processes end by themselves, and its group can be removed then."""
+        waiting.close()
+        if waiting.group is not None:
+            self._groups.append(waiting.group)
+
+    def _remove_groups(self) -> None:
+        self._groups = [group for group in self._groups if not group.remove_now()]
 
     def preload(self, *, waits: bool) -> None:
         """Have it import what sessions are likely to need; once, and not before the first one.
@@ -209,6 +232,8 @@ class Zygote:
         """End it and everything inside; blocks for a few milliseconds."""
         self._hang_up()
         end_blocking(self.process, START_TIMEOUT)
+        for group in self._groups:
+            group.remove()
         os.close(self.said)
         self.scratch.remove()
 
@@ -216,7 +241,7 @@ class Zygote:
         self.control.close()
         for waiting in self._waiting.values():
             while waiting:
-                waiting.pop().close()
+                self._let_go(waiting.pop())
 
 
 @dataclass(eq=False)

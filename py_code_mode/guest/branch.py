@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import array
+import errno
 import gc
 import json
 import os
@@ -106,6 +107,8 @@ class Branches:
                     theirs.close()
         except OSError as error:
             refused = f"no copy of the worker could be made: {error}"
+            if error.errno == errno.EAGAIN:  # man 2 clone
+                refused = "the limit on processes leaves no room for a copy of the worker"
         if identity is not None or refused != self._refused:
             self._port.send({**said, "refused": refused})
         if identity is None:

@@ -56,6 +56,7 @@ _GAPS = {
 }
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_OPENAT2, _HERE, _NO_SYMLINKS = 437, -100, 4
 _RULE_PATH_BENEATH, _VERSION = 1, 1
 _SET_MODE_FILTER = 1
 _CAPBSET_DROP, _SET_DUMPABLE, _GET_SECCOMP = 24, 4, 21
@@ -365,8 +366,19 @@ class Kernel:
         c, step = self._ctypes, "landlock"
         if not os.path.isabs(path):
             raise ConfinementFailed(step, f"{path!r} is not an absolute path")
+        flags = os.O_PATH | os.O_CLOEXEC
         try:
-            opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            if "\0" in path:
+                raise ValueError("embedded null byte")
+            if granted & ~_READ:
+                # what others may change leads to nowhere else: `walls.open_tree`
+                how = c.create_string_buffer(struct.pack("=QQQ", flags, 0, _NO_SYMLINKS), 24)
+                opened = self._must(
+                    step, f"granting {path!r}",
+                    self._libc.syscall, _OPENAT2, _HERE, os.fsencode(path), how, 24,
+                )  # fmt: skip
+            else:
+                opened = os.open(path, flags)
         except (OSError, ValueError) as error:
             number = getattr(error, "errno", None)
             raise ConfinementFailed(step, f"granting {path!r}: {error}", number) from error

@@ -45,6 +45,9 @@ MOST_PAUSE, MOST_EXACTNESS = 0.25, 0.1
 #: What the kernel holds for a file on a tmpfs, besides its content.
 INODE_BYTES = 1024
 _MEMFD = "/memfd:"
+#: How willingly the kernel ends a worker where memory runs out, and one of its sleeping copies; a
+#: keeper has what its host has (`man 5 proc`, oom_score_adj).
+AWAKE, ASLEEP = 1000, 500
 #: The name of a sleeping copy (branch.py).
 _ASLEEP = b"sleeper"
 
@@ -52,7 +55,7 @@ _ASLEEP = b"sleeper"
 def main(fd: int) -> None:
     """Keep one session, in a process that was started for it; its plan is the first message."""
     host = socket.socket(fileno=fd)
-    body, _ = receive(host)
+    body, group = receive(host)
     if not body:
         os._exit(0)
     plan = json.loads(body)
@@ -60,7 +63,7 @@ def main(fd: int) -> None:
         walls.adopt_orphans()
     if not plan["command"]:
         import_module(".loop", __package__)  # for all its workers
-    keep(host, plan)
+    keep(host, plan, *group)
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
@@ -71,17 +74,23 @@ def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
     return body, fds
 
 
-def keep(host: socket.socket, plan: dict[str, Any]) -> NoReturn:
+def keep(
+    host: socket.socket, plan: dict[str, Any], entrance: int = -1, events: int = -1
+) -> NoReturn:
     """Make what a session has of its own, and keep it; never returns.
 
     Args:
         host: the keeper's own socket.
         plan: what the host wants: see `_prepare` and `_become_worker`.
+        entrance: what "0" is written to, to be in the session's control group; -1 for none.
+        events: tells whom the kernel has ended in that group.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the worker alone
     try:
         walls.name_process("pcm-keeper")
+        if entrance >= 0:
+            _enter_group(entrance)
         listener = _prepare(plan)
         passed = [os.pidfd_open(os.getpid())]
         if listener is not None:
@@ -89,7 +98,7 @@ def keep(host: socket.socket, plan: dict[str, Any]) -> NoReturn:
         tell(host, {"t": "kept"}, passed)
         for fd in passed:
             os.close(fd)
-        Keeper(host, plan).serve()
+        Keeper(host, plan, events).serve()
     except ConfinementFailed as error:
         tell(host, {"t": "failed", "step": error.step, "reason": error.reason})
     except OSError as error:
@@ -103,6 +112,16 @@ def tell(host: socket.socket, message: dict[str, Any], fds: Sequence[int] = ()) 
         socket.send_fds(host, [json.dumps(message).encode()], fds)
     except OSError:
         return  # nobody listens any more: the next read says so
+
+
+def _enter_group(entrance: int) -> None:
+    """Be in the session's control group, before anything that belongs there is made."""
+    try:
+        os.write(entrance, b"0")
+    except OSError as error:
+        raise ConfinementFailed("control group", str(error), error.errno) from error
+    finally:
+        os.close(entrance)
 
 
 def _prepare(plan: dict[str, Any]) -> socket.socket | None:
@@ -139,7 +158,7 @@ def _become_worker(plan: dict[str, Any], guest: int, out: int, err: int, report:
             # an argument it would take ten times as long
             numpy: Any = sys.modules["numpy"]
             numpy.random.seed(memoryview(os.urandom(32)).cast("I").tolist())
-        _be_the_first_to_go()
+        _set_priority_to_go("self", AWAKE)
         confine(Confinement(**_confinement(plan)))
         if plan["command"]:
             walls.die_with_parent()  # no pid namespace ends us, should the keeper be killed
@@ -194,14 +213,15 @@ def _reserved() -> int:
     return max(0, _kibibytes(found[b"VmData"]) - _kibibytes(found[b"RssAnon"]))
 
 
-def _be_the_first_to_go() -> None:
-    """Where the whole machine runs out of memory, have the kernel end this process, not others.
+def _set_priority_to_go(process: int | str, score: int) -> None:
+    """Say who is to be ended first where a session, or the whole machine, runs out of memory.
 
-    What is not limited elsewhere (files that only a descriptor on its way holds, buffers of
-    sockets) can fill a machine; the worker cannot take this back, since it may not write to /proc.
+    Without a control group what no process maps (files that only a descriptor on its way holds,
+    buffers of sockets) can fill a machine. A worker cannot take this back, since it may not write
+    to /proc.
     """
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    with open(f"/proc/{process}/oom_score_adj", "w") as file:
+        file.write(str(score))
 
 
 def close_all_but(*kept: int) -> None:
@@ -216,7 +236,7 @@ def close_all_but(*kept: int) -> None:
 class Keeper:
     """Reaps, watches, and answers the host."""
 
-    def __init__(self, host: socket.socket, plan: dict[str, Any]) -> None:
+    def __init__(self, host: socket.socket, plan: dict[str, Any], events: int) -> None:
         self._host = host
         self._plan = plan
         self._memory: int | None = plan["memory"]
@@ -234,6 +254,8 @@ class Keeper:
         self._next_look = 0.0
         self._looks = 0
         self._memfds = 0
+        self._events = events
+        self._kills = 0
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
@@ -295,7 +317,9 @@ class Keeper:
         elif kind == "adopt":
             self._adopt(message["pid"])
         elif kind == "spare":
-            self._spared = set(message["pids"])
+            before, self._spared = self._spared, set(message["pids"])
+            for pid in self._spared - before:
+                self._give_priority(pid, ASLEEP)
         elif kind == "clear":
             spared = set(message["pids"])
             for pid in message["pids"]:
@@ -333,16 +357,23 @@ class Keeper:
         os.close(pidfd)
 
     def _adopt(self, pid: int) -> None:
-        # the pid is the guest's word: only one that is a child of ours can be a copy of a worker
         try:
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            _must_be_child(pid)
             pidfd = os.pidfd_open(pid)
         except (OSError, OverflowError):
             tell(self._host, {"t": "adopted", "pid": pid})
             return
         self._watched.add(pid)
+        self._give_priority(pid, AWAKE)
         tell(self._host, {"t": "adopted", "pid": pid}, [pidfd])
         os.close(pidfd)
+
+    def _give_priority(self, pid: int, score: int) -> None:
+        try:
+            _must_be_child(pid)
+            _set_priority_to_go(pid, score)
+        except (OSError, OverflowError):
+            return  # it has just ended, or the guest has made it up
 
     def _end_forks(self, since: float) -> None:
         """End what forked off a worker since then (boot time), if it is no other program by now.
@@ -394,7 +425,11 @@ class Keeper:
                 self._watched.discard(pid)
                 code = os.waitstatus_to_exitcode(status)
                 limit, self._limit = self._limit, None
+                if limit is None and code == -signal.SIGKILL and self._has_killed():
+                    limit = "memory"
                 tell(self._host, {"t": "exited", "pid": pid, "status": code, "limit": limit})
+            elif pid in self._spared and os.WIFSIGNALED(status):
+                self._has_killed()  # a sleeping copy made room for those who are awake
 
     def _processes(self) -> list[int]:
         """All of the session except this one."""
@@ -422,7 +457,11 @@ class Keeper:
         """Kill the session's processes where they are too many, or hold too much memory."""
         started = monotonic()
         limit = self._limit_hit()
-        if limit is not None:
+        if self._has_killed() and self._watched:
+            # one of them only, and perhaps not the one it was about
+            self._limit = "memory"
+            self._kill_all(self._spared)
+        elif limit is not None:
             if self._limit is not None:
                 self._end()  # they are dead already and it is still too much: let go of all
             self._limit = limit
@@ -430,6 +469,13 @@ class Keeper:
         # many processes take long to look at: never more than a twentieth of a processor
         taken = min(MOST_PAUSE, 20 * (monotonic() - started))
         self._next_look = max(started + self._pause / 1000, monotonic() + taken)
+
+    def _has_killed(self) -> bool:
+        """Whether the kernel has ended one of the group for its memory, since last asked."""
+        if self._events < 0:
+            return False
+        before, self._kills = self._kills, _kills(self._events)
+        return self._kills > before
 
     def _limit_hit(self) -> str | None:
         processes = self._processes()
@@ -463,6 +509,20 @@ class Keeper:
         return False
 
 
+def _must_be_child(pid: int) -> None:
+    """Raise OSError where this is none of ours: a pid may be the guest's word."""
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+
+
+def _kills(events: int) -> int:
+    """How many processes of a control group the kernel has ended because it was full."""
+    for line in os.pread(events, 4096, 0).split(b"\n"):
+        words = line.split()
+        if len(words) == 2 and words[0] == b"oom_kill":
+            return int(words[1])
+    return 0
+
+
 def _processes_of(user: int) -> list[int]:
     """Every process of a user of this machine."""
     found: list[int] = []
@@ -478,14 +538,8 @@ def _processes_of(user: int) -> list[int]:
 
 def _count_tasks(processes: Sequence[int]) -> int:
     """Their threads, each of which counts as one of its user's processes."""
-    count = 0
-    for pid in processes:
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                count += int(file.read().rpartition(b")")[2].split()[17])
-        except OSError:
-            continue
-    return count
+    facts = (_stat(pid)[1] for pid in processes)
+    return sum(int(words[17]) for words in facts if words)
 
 
 def drain(fd: int) -> None:
@@ -504,25 +558,27 @@ def _kill(pid: int) -> None:
         return  # it ended by itself
 
 
-def _name_and_start(pid: int) -> tuple[bytes, float]:
-    """What a process is called, and when it was started, in seconds since the machine was."""
+def _stat(pid: int) -> tuple[bytes, list[bytes]]:
+    """A process's name, and what /proc/PID/stat says from its state on; nothing if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             head, _, rest = file.read().rpartition(b")")
     except OSError:
-        return b"", 0.0
-    words = rest.split()
-    if words[0] in (b"Z", b"X"):
-        return b"", 0.0
-    return head.partition(b"(")[2], int(words[19]) / os.sysconf("SC_CLK_TCK")
+        return b"", []
+    return head.partition(b"(")[2], rest.split()
 
 
 def _is_alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
+    words = _stat(pid)[1]
+    return bool(words) and words[0] not in (b"Z", b"X")
+
+
+def _name_and_start(pid: int) -> tuple[bytes, float]:
+    """What a process is called, and when it was started, in seconds since the machine was."""
+    name, words = _stat(pid)
+    if not words or words[0] in (b"Z", b"X"):
+        return b"", 0.0
+    return name, int(words[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _descendants(pid: int) -> list[int]:
@@ -530,12 +586,9 @@ def _descendants(pid: int) -> list[int]:
     parents: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
-            except OSError:
-                continue
-            parents.setdefault(parent, []).append(int(name))
+            words = _stat(int(name))[1]
+            if words:
+                parents.setdefault(int(words[1]), []).append(int(name))
     found: list[int] = []
     todo = [pid]
     while todo:
@@ -547,22 +600,21 @@ def _descendants(pid: int) -> list[int]:
 
 def _resident(pid: int) -> int:
     """Bytes of a process's memory that no file on a disk is behind, shared ones included."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError:
-        return 0
-    return sum(_kibibytes(line) for line in lines if line.startswith((b"RssAnon:", b"RssShmem:")))
+    return _lines_of(f"/proc/{pid}/status", (b"RssAnon:", b"RssShmem:"))
 
 
 def _summed(pid: int) -> int:
     """The same, where a page that n processes share counts 1/n; the kernel adds up."""
+    return _lines_of(f"/proc/{pid}/smaps_rollup", (b"Pss_Anon:", b"Pss_Shmem:"))
+
+
+def _lines_of(path: str, names: tuple[bytes, ...]) -> int:
+    """The sum of these lines of a file of a process; 0 where that has ended."""
     try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            lines = file.read().split(b"\n")
+        with open(path, "rb") as file:
+            return sum(_kibibytes(line) for line in file if line.startswith(names))
     except OSError:
         return 0
-    return sum(_kibibytes(line) for line in lines if line.startswith((b"Pss_Anon:", b"Pss_Shmem:")))
 
 
 def _proportional(pid: int, until: float) -> int:

@@ -29,7 +29,9 @@ NAMESPACES = NEWUSER | NEWNS | NEWPID | NEWIPC | NEWUTS | NEWCGROUP
 USER = 1000
 
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
+# the same on every architecture
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_PATH_ONLY, _NO_SYMLINKS = os.O_PATH | os.O_CLOEXEC, 4
 _HERE, _EMPTY_PATH, _RECURSIVE, _CLONE_TREE, _CLOSE_ON_EXEC = -100, 0x1000, 0x8000, 1, 0o2000000
 _MOVE_FROM_EMPTY_PATH = 4
 READ_ONLY, NO_SUID, NO_DEVICES, _ID_MAPPED = 1, 2, 4, 0x100000
@@ -154,9 +156,19 @@ def detach(target: str) -> None:
 
 
 def open_tree(path: str) -> int:
-    """A copy of the mounts at and below `path`, attached nowhere."""
-    flags = _CLONE_TREE | _CLOSE_ON_EXEC | _RECURSIVE
-    return _must("mounts", f"opening {path}", _libc.syscall, _OPEN_TREE, _HERE, path, flags)
+    """A copy of the mounts at and below `path`, attached nowhere.
+
+    No part of the path may be a symbolic link (`man 2 openat2`): those who may write above it would
+    choose what is shown.
+    """
+    what = f"opening {path}"
+    how = ctypes.create_string_buffer(struct.pack("=QQQ", _PATH_ONLY, 0, _NO_SYMLINKS), 24)
+    found = _must("mounts", what, _libc.syscall, _OPENAT2, _HERE, path, how, 24)
+    try:
+        flags = _CLONE_TREE | _CLOSE_ON_EXEC | _RECURSIVE | _EMPTY_PATH
+        return _must("mounts", what, _libc.syscall, _OPEN_TREE, found, "", flags)
+    finally:
+        os.close(found)
 
 
 def attach_tree(tree: int, target: str) -> None:

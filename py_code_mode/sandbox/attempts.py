@@ -1,10 +1,10 @@
 """Tries what a sandbox needs, one child process for each, and prints what happened as JSON.
 
-Run by `probe` as a script of its own, ``python -I -S attempts.py ROOT SCRATCH [NAME...]``: one
+Run by `probe` as a script of its own, ``python -I -S attempts.py ROOT SCRATCH USER [NAME...]``: one
 single thread, so that it may fork and make namespaces, which the host process may not. ROOT is the
-folder of the py_code_mode package, SCRATCH an empty folder on the file system of workdirs; without
-names all is tried. Each child leads no life of its own: it ends within its alarm, and nothing it
-makes outlives its namespaces.
+folder of the py_code_mode package, SCRATCH an empty folder on the file system of workdirs, USER
+whom sandboxed code is to run as, empty for ourselves; without names all is tried. Each child leads
+no life of its own: it ends within its alarm, and nothing it makes outlives its namespaces.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ _SECONDS = 1  # longest life of one attempt
 _MOST = 4096
 _PDEATHSIG = 1
 
+_user = ""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -120,6 +121,13 @@ def cgroup_namespace(scratch: str) -> None:
     _namespaces(NEWCGROUP)
 
 
+def other_user(scratch: str) -> dict[str, Any]:
+    if not _user:
+        return {"detail": "not needed: we are not root"}
+    _confine().Kernel().become(int(_user), int(_user))
+    return {"detail": f"uid {_user}"}
+
+
 def overlayfs(scratch: str) -> None:
     _namespaces(NEWNS)
     _mount("none", "/", None, _REC | _PRIVATE)
@@ -197,7 +205,8 @@ def memfd_sealing(scratch: str) -> None:
 
 ATTEMPTS: tuple[Callable[[str], Any], ...] = (
     user_namespace, mount_namespace, pid_namespace, network_namespace, ipc_namespace,
-    uts_namespace, cgroup_namespace, overlayfs, landlock, seccomp, rlimit_processes, memfd_sealing,
+    uts_namespace, cgroup_namespace, other_user, overlayfs, landlock, seccomp, rlimit_processes,
+    memfd_sealing,
 )  # fmt: skip
 
 
@@ -218,7 +227,8 @@ def _attempt(function: Callable[[str], Any], scratch: str) -> dict[str, Any]:
             told = {"ok": False, "errno": error.errno, "detail": error.strerror or str(error)}
         except Exception as error:
             number = getattr(error, "errno", None)
-            told = {"ok": False, "errno": number, "detail": str(error) or type(error).__name__}
+            detail = getattr(error, "reason", "") or str(error) or type(error).__name__
+            told = {"ok": False, "errno": number, "detail": detail}
         os.write(writing, json.dumps(told).encode())
         os._exit(code)
     os.close(writing)
@@ -231,7 +241,9 @@ def _attempt(function: Callable[[str], Any], scratch: str) -> dict[str, Any]:
     return {"ok": False, "errno": None, "detail": how}
 
 
-def main(root: str, scratch: str, *names: str) -> None:
+def main(root: str, scratch: str, user: str, *names: str) -> None:
+    global _user
+    _user = user
     sys.path.insert(0, root)
     _confine()  # once, before the children
     for function in ATTEMPTS:

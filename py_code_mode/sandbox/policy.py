@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,8 +26,15 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Variables that choose what code a process loads; nobody passes these on by name.
 _LOADING = re.compile(r"LD_.*|DYLD_.*|PYTHON.*|GLIBC_TUNABLES|GCONV_PATH|BASH_ENV|ENV")
 _FEWEST_FILES = 16  # an interpreter does not start with fewer
+#: Bytes of memory without which nothing runs: a worker that has numpy, pandas and pyarrow holds 57
+#: MiB of its own before its first line of code.
+LEAST_MEMORY = 64 << 20
 _LIMITS = ("memory", "processes", "cpu", "file_size", "disk", "open_files")
 _SIZES = ("memory", "file_size", "disk")
+
+
+class _Default(int):
+    """A default that can be told from the same number passed by a caller."""
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -37,17 +44,26 @@ class Policy:
     The system and the session's environment can always be read, the session's workdir and its own
     /tmp always be written; nothing else of the host can be seen.
 
+    A policy that is passed is required: what cannot be enforced is an error, before any code has
+    run. That is always so for files, network and variables, and for each limit that was named. A
+    limit that was not named has its default, which holds as far as the machine can; what it cannot
+    hold is missing from the session's capabilities (``disk_limit``), and told by
+    ``py-code-mode doctor``.
+
     Attributes:
         read: files and folders of the host that can be read, absolute, without symbolic links.
         write: the same for writing, and therefore reading.
         network: ``none``, ``open``, or the hosts that can be reached.
         env: names of the host's environment variables that are passed in.
-        memory: bytes of memory of the whole session.
-        processes: processes and threads at one time.
+        memory: bytes of memory of the whole session, at least `LEAST_MEMORY`.
+        processes: processes and threads at one time, with one of the sandbox's own, and with the
+            copies that keep variables safe.
         cpu: seconds of processor time of one process.
         file_size: bytes of one file, and of one value held in memory for the host.
         disk: bytes that the session's files may take.
         open_files: descriptors of one process.
+        required: the names of the limits that were named; two policies that differ in nothing else
+            are equal.
 
     None as a limit means no limit.
     """
@@ -62,6 +78,7 @@ class Policy:
     file_size: int | None
     disk: int | None
     open_files: int | None
+    required: frozenset[str] = field(compare=False, repr=False)
 
     def __init__(
         self,
@@ -70,12 +87,12 @@ class Policy:
         write: Paths = (),
         network: Literal["none", "open"] | Iterable[str | HostPattern] = "none",
         env: Iterable[str] = (),
-        memory: int | str | None = 4 * GIB,
-        processes: int | None = 128,
+        memory: int | str | None = _Default(4 * GIB),
+        processes: int | None = _Default(128),
         cpu: float | None = None,
-        file_size: int | str | None = 2 * GIB,
-        disk: int | str | None = 2 * GIB,
-        open_files: int | None = 1024,
+        file_size: int | str | None = _Default(2 * GIB),
+        disk: int | str | None = _Default(2 * GIB),
+        open_files: int | None = _Default(1024),
     ) -> None:
         """Make a policy; sizes are bytes or texts such as ``"2GiB"``, paths are made absolute.
 
@@ -89,6 +106,8 @@ class Policy:
         }  # fmt: skip
         for name, value in _checked(given, "policy", Path.cwd()).items():
             object.__setattr__(self, name, value)
+        named = {name for name in _LIMITS if not isinstance(given[name], _Default | None)}
+        object.__setattr__(self, "required", frozenset(named))
 
     @classmethod
     def from_settings(cls, settings: object, *, source: str, folder: Path) -> Policy:
@@ -102,7 +121,7 @@ class Policy:
         Raises:
             ConfigError: a key is unknown or a value does not hold.
         """
-        return cls()._with(_checked(_mapping(settings, source), source, folder))
+        return cls()._naming(_checked(_mapping(settings, source), source, folder))
 
     def strengthened_by(self, settings: object, *, source: str, folder: Path) -> Policy:
         """This policy, made stronger where the mapping is stronger, and never weaker.
@@ -114,7 +133,7 @@ class Policy:
             ConfigError: as from `from_settings`.
         """
         wanted = _checked(_mapping(settings, source), source, folder)
-        return self.intersection(self._with(wanted))
+        return self.intersection(self._naming(wanted))
 
     def intersection(self, other: Policy) -> Policy:
         """What both allow."""
@@ -123,6 +142,7 @@ class Policy:
             "write": _common_paths(self.write, other.write),
             "network": _common_network(self.network, other.network),
             "env": self.env & other.env,
+            "required": self.required | other.required,
         }
         for name in _LIMITS:
             limit = min(_limit(self, name), _limit(other, name))
@@ -134,12 +154,16 @@ class Policy:
         return self._with(changes)
 
     def stronger_or_equal(self, other: Policy) -> bool:
-        """Whether everything this policy allows is allowed by `other` too."""
+        """Whether everything this policy allows is allowed by `other` too.
+
+        A limit that `other` requires must be required by this one.
+        """
         return (
             all(_is_beneath(path, (*other.read, *other.write)) for path in self.read)
             and all(_is_beneath(path, other.write) for path in self.write)
             and _network_is_within(self.network, other.network)
             and self.env <= other.env
+            and self.required >= other.required
             and all(_limit(self, name) <= _limit(other, name) for name in _LIMITS)
         )
 
@@ -155,19 +179,31 @@ class Policy:
         if not isinstance(network, str):
             # a pattern of several ports is written as several patterns
             network = [word for pattern in network for word in str(pattern).split()]
+        default = Policy()
+        limits = {name: getattr(self, name) for name in _LIMITS}
         return {
             "read": [str(path) for path in self.read],
             "write": [str(path) for path in self.write],
             "network": network,
             "env": sorted(self.env),
-            **{name: getattr(self, name) for name in _LIMITS},
+            **{
+                name: limit
+                for name, limit in limits.items()
+                if name in self.required or limit != getattr(default, name)
+            },
         }
+
+    def _naming(self, wanted: Mapping[str, object]) -> Policy:
+        """This policy with what a mapping names; the limits among it are required."""
+        kept = self.required - wanted.keys()
+        named = {name for name in _LIMITS if wanted.get(name) is not None}
+        return self._with({**wanted, "required": kept | named})
 
     def _with(self, changes: Mapping[str, object]) -> Policy:
         made = object.__new__(Policy)
-        for field in fields(self):
-            value = changes.get(field.name, getattr(self, field.name))
-            object.__setattr__(made, field.name, value)
+        for each in fields(self):
+            value = changes.get(each.name, getattr(self, each.name))
+            object.__setattr__(made, each.name, value)
         return made
 
 
@@ -179,7 +215,7 @@ def parse_size(text: object) -> int:
     """
     size = 0
     if isinstance(text, int) and not isinstance(text, bool):
-        size = text
+        size = int(text)
     elif isinstance(text, str):
         found = _SIZE.fullmatch(text.strip())
         if found is None:
@@ -194,13 +230,20 @@ def parse_size(text: object) -> int:
     return size
 
 
+def _size(value: object, least: int) -> int:
+    size = parse_size(value)
+    if size < least:
+        raise ValueError(f"must be at least {least >> 20}MiB, with which a worker works at all")
+    return size
+
+
 def _mapping(settings: object, source: str) -> dict[str, object]:
     if settings is None:
         return {}
     if not isinstance(settings, Mapping):
         raise ConfigError(source, "`policy` must be a mapping, such as `policy: {network: none}`")
     found = cast("Mapping[object, object]", settings)
-    known = [field.name for field in fields(Policy)]
+    known = [each.name for each in fields(Policy) if each.compare]
     for key in found:
         if key not in known:
             import difflib
@@ -225,7 +268,7 @@ def _checked(given: Mapping[str, object], source: str, folder: Path) -> dict[str
             elif value is None:
                 found[name] = None
             elif name in _SIZES:
-                found[name] = parse_size(value)
+                found[name] = _size(value, LEAST_MEMORY if name == "memory" else 1)
             elif name == "cpu":
                 found[name] = _seconds(value)
             else:
@@ -309,7 +352,7 @@ def _seconds(value: object) -> float:
 
 def _count(value: object, least: int) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return value
+        return int(value)
     raise ValueError(f"must be a number from {least}, or null for no limit, not {value!r}")
 
 

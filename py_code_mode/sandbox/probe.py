@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from py_code_mode.guest.confine import FULL_ABI
-from py_code_mode.sandbox import bubblewrap
+from py_code_mode.sandbox import bubblewrap, cgroup
 
 Backend = Literal["namespaces", "bubblewrap", "landlock", "none"]
 
@@ -40,7 +40,6 @@ _REAP = 1.0
 ATTEMPTS = Path(__file__).with_name("attempts.py")
 _ROOT = ATTEMPTS.parents[2]
 _NESTED = "pid_namespace"
-_CGROUPS = Path("/sys/fs/cgroup")
 
 NAMESPACES = (
     "user_namespace", "mount_namespace", "pid_namespace", "network_namespace", "ipc_namespace",
@@ -48,7 +47,7 @@ NAMESPACES = (
 )  # fmt: skip
 #: Every layer, in the order in which they are reported.
 LAYERS = (
-    *NAMESPACES, "landlock", "seccomp", "bubblewrap", "overlayfs", "cgroup_limits",
+    *NAMESPACES, "other_user", "landlock", "seccomp", "bubblewrap", "overlayfs", "cgroup_limits",
     "rlimit_processes", "memfd_sealing",
 )  # fmt: skip
 
@@ -57,14 +56,16 @@ _REMEDIES = {
     "bubblewrap",
     "pid_namespace": "a container that masks parts of /proc refuses an own /proc: run outside it, "
     "or with /proc unmasked",
+    "other_user": "sandboxed code is not to run as root: start the container with the capabilities "
+    "SETUID, SETGID and SETFCAP, or run as another user",
     "landlock": "use Linux 6.12 or later (5.13 for files only), with landlock in the lsm= boot "
     "option",
     "seccomp": "use a kernel with CONFIG_SECCOMP_FILTER on x86_64 or aarch64",
     "bubblewrap": "install bubblewrap with the system's package manager",
     "overlayfs": "use Linux 5.11 or later, and a temporary folder on a file system with extended "
     "attributes, such as ext4 or xfs",
-    "cgroup_limits": "start under `systemd-run --user --scope -p Delegate=yes`; without it limits "
-    "hold for each process and are watched, not for the session as a whole",
+    "cgroup_limits": "start as root, or with version 2 as a systemd service with Delegate=memory "
+    "and DelegateSubgroup=; without it memory is watched, and what no process maps is not counted",
     "rlimit_processes": "the limit on processes does not bind uid 0: run as another user, or let "
     "the sandbox give workers one of their own",
     "memfd_sealing": "use Linux 3.17 or later; without it large values go through the socket",
@@ -123,6 +124,7 @@ class Probe:
         bubblewrap: version, where it is installed and works.
         nests: in bubblewrap's walls further namespaces can be made, as a zygote does; asked for an
             unprivileged user only.
+        memory_groups: where a session's memory can be held as a whole.
         uid: who asked.
         duration: seconds it took.
     """
@@ -132,6 +134,7 @@ class Probe:
     landlock_gaps: tuple[str, ...] = ()
     bubblewrap: str | None = None
     nests: bool = False
+    memory_groups: cgroup.Place | None = None
     uid: int = field(default_factory=lambda: os.geteuid() if hasattr(os, "geteuid") else -1)
     duration: float = 0.0
 
@@ -145,7 +148,8 @@ class Probe:
     def backends(self) -> tuple[Backend, ...]:
         """What a sandbox can be built from here, best first; ``none`` is always the last."""
         found: list[Backend] = []
-        self_confining = self["landlock"].is_ok and self["seccomp"].is_ok
+        layers = ("other_user", "landlock", "seccomp")
+        self_confining = all(self[name].is_ok for name in layers)
         if self_confining and all(self[name].is_ok for name in NAMESPACES):
             found.append("namespaces")
         if self_confining and self["bubblewrap"].is_ok:
@@ -197,8 +201,10 @@ def examine(*, attempts: Path = ATTEMPTS, deadline: float = DEADLINE) -> Probe:
         return Probe(layers=layers)
     with tempfile.TemporaryDirectory(prefix="code-mode-probe-") as scratch:
         walled = _start_bubblewrap(attempts)
-        tries = _start([sys.executable, "-I", "-S", str(attempts), str(_ROOT), scratch])
-        cgroups = _cgroup_limits()
+        user = sandbox_user()
+        command = [sys.executable, "-I", "-S", str(attempts), str(_ROOT), scratch]
+        tries = _start([*command, "" if user is None else str(user)])
+        memory_groups, cgroups = _cgroup_limits()
         told = _attempted(_finish(tries, started + deadline))
         version, nests, layer = _bubblewrap(walled, started + deadline)
     found = {name: _layer(name, told.get(name)) for name in LAYERS}
@@ -210,6 +216,7 @@ def examine(*, attempts: Path = ATTEMPTS, deadline: float = DEADLINE) -> Probe:
         landlock_gaps=tuple(landlock.get("gaps", ())),
         bubblewrap=version,
         nests=nests,
+        memory_groups=memory_groups,
         duration=time.monotonic() - started,
     )
 
@@ -311,7 +318,7 @@ def _start_bubblewrap(attempts: Path) -> subprocess.Popen[bytes] | OSError | Non
         *("--size", "65536", "--tmpfs", "/dev/shm", "--"),
     ]
     user = sandbox_user()
-    tries = [sys.executable, "-I", "-S", str(attempts), str(_ROOT), "/dev/shm", _NESTED]
+    tries = [sys.executable, "-I", "-S", str(attempts), str(_ROOT), "/dev/shm", "", _NESTED]
     try:
         # another user cannot get to every interpreter
         return _start([*walls, *(tries if user is None else [true])], user)
@@ -350,58 +357,12 @@ def _bubblewrap(
 # -- control groups
 
 
-def _cgroup_limits() -> Layer:
-    """Whether a group with limits on memory and processes can be made below our own."""
+def _cgroup_limits() -> tuple[cgroup.Place | None, Layer]:
+    """Where a group that limits memory can be made, and the layer."""
     name = "cgroup_limits"
-    problem: OSError | None = None
-    for folders, kind, wanted in _own_cgroups():
-        try:
-            missing = _missing_controllers(folders, wanted)
-        except OSError as error:
-            problem = problem or error
-            continue
-        if not missing:
-            return Layer(name=name, is_ok=True, detail=kind)
-        problem = problem or OSError(errno.ENODEV, f"{kind} without {' and '.join(missing)}")
-    detail = (problem.strerror or str(problem)) if problem else "no control groups are mounted"
-    number = problem.errno if problem else errno.ENOENT
-    return Layer(
-        name=name, is_ok=False, error=number, detail=detail, remedy=_REMEDIES["cgroup_limits"]
-    )
-
-
-def _own_cgroups() -> list[tuple[list[Path], str, tuple[str, ...]]]:
-    """The folders of our own groups, by hierarchy: version 2, then version 1."""
-    first: dict[str, Path] = {}
-    second: list[Path] = []
-    for line in (_reads("/proc/self/cgroup") or "").splitlines():
-        number, controllers, path = line.split(":", 2)
-        below = path.lstrip("/")
-        if number == "0":
-            roots = (_CGROUPS, _CGROUPS / "unified")
-            second += [root / below for root in roots if (root / "cgroup.controllers").exists()]
-        for controller in controllers.split(","):
-            if controller in ("memory", "pids") and (_CGROUPS / controller).is_dir():
-                first[controller] = _CGROUPS / controller / below
-    found: list[tuple[list[Path], str, tuple[str, ...]]] = []
-    if second:
-        found.append((second[:1], "version 2", ("memory", "pids")))
-    if first:
-        found.append((list(first.values()), "version 1", ("memory", "pids")))
-    return found
-
-
-def _missing_controllers(folders: list[Path], wanted: tuple[str, ...]) -> list[str]:
-    """Make a group in each folder and look which limits it has; the groups are removed again."""
-    has: set[str] = set()
-    for folder in folders:
-        made = folder / f"code-mode-probe-{os.getpid()}-{time.monotonic_ns()}"
-        made.mkdir()
-        try:
-            names = os.listdir(made)
-            files = {"memory.max", "memory.limit_in_bytes"} & set(names)
-            has |= {"memory"} if any(os.access(made / name, os.W_OK) for name in files) else set()
-            has |= {"pids"} if os.access(made / "pids.max", os.W_OK) else set()
-        finally:
-            made.rmdir()
-    return [controller for controller in wanted if controller not in has]
+    try:
+        place = cgroup.find(sandbox_user())
+    except OSError as error:
+        detail, remedy = error.strerror or str(error), _REMEDIES[name]
+        return None, Layer(name=name, is_ok=False, error=error.errno, detail=detail, remedy=remedy)
+    return place, Layer(name=name, is_ok=True, detail=f"memory, {place}")

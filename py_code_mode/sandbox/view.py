@@ -68,11 +68,12 @@ def view_of(
     Args:
         needed: what the guest runs with: the interpreter, its packages, the guest's own code.
         policy: whose `read` and `write` are granted.
-        workdir: a folder of the host to work in; None where the session has one of its own.
+        workdir: a folder of the host to work in, absolute, without symbolic links; None where the
+            session has one of its own.
         names: show how the host resolves names.
 
     Raises:
-        ConfigError: a path that is granted does not exist, or cannot be.
+        ConfigError: a path that is granted does not exist, became a link, or cannot be granted.
     """
     shown, links = _read_only(tuple(dict.fromkeys(str(path) for path in needed)))
     found = dict(shown)
@@ -81,7 +82,7 @@ def view_of(
             if os.path.exists(path):
                 found[path] = (os.path.realpath(path), False)
     owners: dict[str, tuple[int, int]] = {}
-    writable = {*policy.write, *([workdir.resolve()] if workdir is not None else [])}
+    writable = {*policy.write, *([workdir] if workdir is not None else [])}
     for path in (*policy.read, *writable):
         _check(path)
         status = path.stat()
@@ -146,6 +147,12 @@ def _is_shown(place: str, found: Mapping[str, tuple[str, bool]]) -> bool:
 def _check(path: Path) -> None:
     if not path.exists():
         raise ConfigError("policy", f"{path} is granted but does not exist")
+    real = os.path.realpath(path)
+    if real != str(path):
+        # by whoever may write above it, such as the code of another session
+        raise ConfigError(
+            "policy", f"{path} became a link since it was granted; it leads to {real} now"
+        )
     if path == Path("/"):
         raise ConfigError("policy", "the whole file system cannot be granted; name folders")
     if str(path) in OWN_FOLDERS:

@@ -12,14 +12,10 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["is_as_strong", "is_sandboxed", "with_origin", "without_origin"]
+from py_code_mode.origin import UNKNOWN, word_of
 
-#: Isolation that some code must at least have to get what code of another wrote. Both of the walls
-#: show no more of the host than the policy says, so they count as one.
-_STRENGTH = {"in_process": 0, "none": 0, "landlock": 1, "bubblewrap": 2, "namespaces": 2}
-_STRONGEST = 2
-_UNKNOWN = "unknown"
-_WORD = re.compile(r"[a-z_]{1,40}")
+__all__ = ["with_origin", "without_origin"]
+
 _MARK = "# py-code-mode: written by sandboxed code"
 #: The first such comment of those that a file begins with.
 _LINE = re.compile(
@@ -27,27 +23,10 @@ _LINE = re.compile(
 )
 
 
-def is_sandboxed(isolation: str) -> bool:
-    """Whether what code with this isolation writes needs approval elsewhere."""
-    return _STRENGTH.get(isolation) != 0
-
-
-def is_as_strong(isolation: str, origin: str) -> bool:
-    """Whether code with this isolation may have what code of this origin wrote.
-
-    Words that are not known (a plug-in's) are as strong as themselves, and otherwise count as the
-    weakest here and as the strongest of origins.
-    """
-    if isolation == origin != _UNKNOWN:
-        return True
-    return _STRENGTH.get(isolation, 0) >= _STRENGTH.get(origin, _STRONGEST)
-
-
 def with_origin(name: str, text: str, isolation: str) -> str:
     """The text of a file that says which isolation the code had that wrote it."""
-    word = isolation if _WORD.fullmatch(isolation) else _UNKNOWN
     return (
-        f"{_MARK} ({word}). Read it; then delete this line, or: "
+        f"{_MARK} ({word_of(isolation)}). Read it; then delete this line, or: "
         f"py-code-mode workflows approve {name}\n{text}"
     )
 
@@ -57,4 +36,4 @@ def without_origin(text: str) -> tuple[str, str | None]:
     found = _LINE.match(text)
     if found is None:
         return text, None
-    return found[1] + text[found.end() :], found[2] or _UNKNOWN
+    return found[1] + text[found.end() :], found[2] or UNKNOWN

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from py_code_mode.cli.main import app
+from py_code_mode.sandbox.probe import probe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +35,8 @@ class Run(Protocol):
 
 def environment(**variables: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    if probe().backends[0] == "none":  # which commands would tell
+        kept["PYTHONWARNINGS"] = "ignore::UserWarning"
     return {**kept, **variables}
 
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from py_code_mode.deps import Requirements
+from py_code_mode.stores import FileStore
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -51,6 +54,23 @@ def test_what_is_no_plain_requirement_is_refused(invoke: Invoke, package: str) -
 def test_empty_workspace_is_told(invoke: Invoke) -> None:
     assert invoke("deps", "list").stderr.startswith("no requirements in ")
     assert invoke("deps", "sync").stderr == "nothing to install\n"
+
+
+def test_what_sandboxed_code_added_is_told_and_approved(invoke: Invoke, base: Path) -> None:
+    Requirements(FileStore(base)).add("cloudpickle", origin="namespaces")
+    assert invoke("deps", "list").stdout == "cloudpickle\tnot approved (namespaces)\n"
+    assert json.loads(invoke("deps", "list", "--json").stdout) == ["cloudpickle"]
+    refused = invoke("run", "-c", "1", "--executor", "in_process", status=2)
+    assert "py-code-mode deps approve cloudpickle" in refused.stderr
+    done = invoke("deps", "approve", "CloudPickle")
+    assert done.stderr == "approved package CloudPickle\n"
+    assert json.loads(invoke("deps", "approve", "cloudpickle", "--json").stdout) == {"approved": []}
+    assert invoke("deps", "list").stdout == "cloudpickle\n"
+    assert invoke("run", "-c", "1", "--executor", "in_process").stdout == "1\n"
+
+
+def test_only_what_is_there_can_be_approved(invoke: Invoke) -> None:
+    assert "not among" in invoke("deps", "approve", "six", status=2).stderr
 
 
 def test_run_installs_the_requirements_unless_told_not_to(

@@ -10,7 +10,9 @@ import pytest
 
 from py_code_mode import Capability, SubprocessExecutor
 from py_code_mode.cli.doctor import layer_checks, sandbox_check
+from py_code_mode.deps import Requirements
 from py_code_mode.sandbox.probe import LAYERS, Layer, Probe, probe
+from py_code_mode.stores import FileStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,3 +104,12 @@ def test_faults_of_the_workspace_are_told(invoke: Invoke, base: Path) -> None:
     assert "requirements.txt, line 1" in done.stdout
     (base / "config.yaml").write_text("nonsense: 1\n")
     assert "config.yaml" in invoke("doctor", "--no-escapes", status=1).stdout
+
+
+def test_what_sandboxed_code_left_is_told_with_how_to_approve_it(
+    invoke: Invoke, base: Path
+) -> None:
+    Requirements(FileStore(base)).add("cloudpickle>=1", origin="namespaces")
+    done = invoke("doctor", "--no-escapes")
+    assert "the requirement cloudpickle>=1 was added by sandboxed code (namespaces)" in done.stdout
+    assert "-> py-code-mode deps approve cloudpickle, if you want it" in done.stdout

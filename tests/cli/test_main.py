@@ -66,6 +66,48 @@ def test_reader_that_does_not_read_is_no_error(here: Path, arguments: list[str])
     assert done.returncode in (1, 141)  # 1: the help is printed by a library with a view of its own
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 1),
+        (["--version"], 1),
+        (["tools", "--help"], 2),
+        (["tools", "list", "--json"], 2),
+    ],
+)
+def test_output_that_cannot_be_written_is_told_in_one_line(
+    here: Path, arguments: list[str], status: int
+) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=here, stdout=full, stderr=subprocess.PIPE, text=True, timeout=LIMIT,
+        )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert re.fullmatch("py-code-mode: .*No space left on device\\n", done.stderr)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_nothing_can_be_told_where_nothing_can_be_written(here: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "--help"], cwd=here, stdout=full, stderr=full, timeout=LIMIT
+        )
+    assert done.returncode == 1
+
+
+def test_interrupt_while_it_is_imported_is_quiet(tmp_path: Path, here: Path) -> None:
+    """A traceback of imports was shown."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [*COMMAND, "--help"],
+        cwd=here, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=LIMIT,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_output_survives_a_stream_that_cannot_say_it(run: Run) -> None:
     done = run("run", "-c", "print('é')\n'漢'", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert (done.returncode, done.stdout) == (0, "\\xe9\n'\\u6f22'\n")

@@ -219,3 +219,84 @@ for number in range(30):
     wanted = {f"p{child}-{number}" for child in range(2) for number in range(30) if number % 3}
     assert set(Requirements(FileStore(tmp_path)).list()) == wanted
     assert len(Requirements(FileStore(tmp_path)).list()) == len(wanted)
+
+
+# -- what sandboxed code adds
+
+
+def written(store: Store) -> str:
+    return store.read(FILE).decode()
+
+
+def test_what_sandboxed_code_adds_is_marked_until_it_is_approved(
+    requirements: Requirements, store: Store
+) -> None:
+    requirements.add("numpy>=2")
+    assert requirements.add("Six", origin="namespaces")
+    assert requirements.origins() == {"numpy>=2": None, "Six": "namespaces"}
+    assert requirements.list() == ["numpy>=2", "Six"]
+    assert "py-code-mode deps approve Six" in written(store)
+    assert requirements.approve("six")
+    assert written(store) == "numpy>=2\nSix\n"
+    assert not requirements.approve("six")
+
+
+def test_only_what_is_there_can_be_approved(requirements: Requirements) -> None:
+    with pytest.raises(InvalidRequirement, match="not among the requirements"):
+        requirements.approve("six")
+
+
+def test_sandboxed_code_does_not_take_over_what_its_user_wrote(
+    requirements: Requirements, store: Store
+) -> None:
+    store.write(FILE, b"six>=1  # for old code\r\n")
+    assert not requirements.add("six", origin="namespaces")
+    assert not requirements.add("six>=1", origin="namespaces")
+    assert written(store) == "six>=1  # for old code\r\n"
+    assert requirements.add("six==1.0", origin="landlock")
+    assert requirements.origins() == {"six==1.0": "landlock"}
+    assert written(store).startswith("six==1.0  # for old code  # py-code-mode: added by")
+    assert written(store).endswith("\r\n")
+    requirements.approve("six")
+    assert written(store) == "six==1.0  # for old code\r\n"
+
+
+def test_sandboxed_code_cannot_take_its_mark_away(requirements: Requirements) -> None:
+    for text in ("six==1.0", "six", "six==1.0", "six>=1"):
+        requirements.add(text, origin="namespaces")
+        assert None not in requirements.origins().values()
+    requirements.remove("six")
+    requirements.add("six", origin="namespaces")
+    assert requirements.origins() == {"six": "namespaces"}
+
+
+@pytest.mark.parametrize("asked", ["six", "six==1.0", "six>=1"])
+def test_what_the_user_asks_for_is_the_users_as_they_wrote_it(
+    requirements: Requirements, store: Store, asked: str
+) -> None:
+    requirements.add("six==1.0", origin="namespaces")
+    assert requirements.add(asked)
+    assert written(store) == f"{asked}\n"
+
+
+@pytest.mark.parametrize(
+    ("comment", "origin"),
+    [
+        ("# py-code-mode: added by sandboxed code (container)", "container"),
+        ("# mine # py-code-mode: added by sandboxed code (no word)", "unknown"),
+        ("# py-code-mode: added by sandboxed code", "unknown"),
+        ("# added by me", None),
+    ],
+)
+def test_marks_are_read_as_they_stand(
+    requirements: Requirements, store: Store, comment: str, origin: str | None
+) -> None:
+    store.write(FILE, f"six \\\n  >=1 {comment}\n".encode())
+    assert requirements.origins() == {"six>=1": origin}
+    assert requirements.approve("six") is (origin is not None)
+    assert requirements.origins() == {"six>=1": None}
+
+
+def test_what_is_written_twice_is_the_users(requirements: Requirements, store: Store) -> None:
+    store.write(FILE, b"six # py-code-mode: added by sandboxed code (namespaces)\nsix\n")
+    assert requirements.origins() == {"six": None}

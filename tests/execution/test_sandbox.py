@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import uuid
+import warnings
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from py_code_mode.errors import ConfinementFailed, SandboxUnavailable
+from py_code_mode.errors import ConfinementFailed, SandboxUnavailable, UnsandboxedWarning
 from py_code_mode.execution.executor import Capability
 from py_code_mode.execution.launch import closed_to, start_keeper
 from py_code_mode.execution.sandbox import MISSING, choose, unenforceable
@@ -45,13 +46,6 @@ def backend(request: pytest.FixtureRequest) -> Backend:
         # not as root; the same tests run as an unprivileged user
         pytest.skip("temporary folders of tests are root's")
     return asked
-
-
-def _policy(backend: Backend, **settings: Any) -> Policy:
-    """A policy that the backend can enforce."""
-    if Capability.DISK_LIMIT in MISSING[backend]:
-        settings["disk"] = None
-    return Policy(**settings)
 
 
 def _make(folder: Path) -> None:
@@ -104,7 +98,7 @@ async def test_only_what_is_granted_can_be_read_and_written(
     for name in ("hidden", "shown", "open"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(SECRET)
-    policy = _policy(backend, read=[tmp_path / "shown"], write=[tmp_path / "open"])
+    policy = Policy(read=[tmp_path / "shown"], write=[tmp_path / "open"])
     async with _open(backend, tmp_path / "work", policy) as guest:
         hidden = await guest.failure(f"open({str(tmp_path / 'hidden' / 'file')!r}).read()")
         assert hidden.type in ("FileNotFoundError", "PermissionError")
@@ -201,7 +195,7 @@ async def test_a_server_of_the_host_is_reached_only_with_its_network(
 ) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
-        policy = _policy(backend, network=network)
+        policy = Policy(network=network)
         async with _open(backend, tmp_path / "work", policy) as guest:
             outcome = await guest.run(
                 f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 5).close()"
@@ -218,7 +212,7 @@ async def test_abstract_sockets_of_the_host_are_out_of_reach(
     with closing(socket.socket(socket.AF_UNIX)) as server:
         server.bind(name)
         server.listen()
-        policy = _policy(backend, network="open")
+        policy = Policy(network="open")
         async with _open(backend, tmp_path / "work", policy) as guest:
             assert (await guest.failure(code)).type in (
                 "PermissionError", "ConnectionRefusedError", "OSError",
@@ -290,7 +284,7 @@ while True:
     except OSError:
         pass
 """
-    async with _open(backend, tmp_path / "work", _policy(backend, processes=40)) as guest:
+    async with _open(backend, tmp_path / "work", Policy(processes=40)) as guest:
         outcome = await guest.run(code, timeout=1.0)
         assert outcome.failure is not None
         assert await guest.value("1 + 1") == 2
@@ -308,7 +302,7 @@ except OSError:
     pass
 len(children)
 """
-    async with _open(backend, tmp_path / "work", _policy(backend, processes=30)) as guest:
+    async with _open(backend, tmp_path / "work", Policy(processes=30)) as guest:
         outcome = await guest.run(code)
         if outcome.failure is None:
             assert isinstance(outcome.value, int)
@@ -328,7 +322,7 @@ children = [start() for _ in range(4)]
 import time
 time.sleep(60)
 """
-    async with _open(backend, tmp_path / "work", _policy(backend, memory="400MiB")) as guest:
+    async with _open(backend, tmp_path / "work", Policy(memory="400MiB")) as guest:
         outcome = await guest.run(code)
         assert outcome.failure is not None
         assert (outcome.failure.cause, outcome.failure.limit) == ("limit", "memory")
@@ -421,13 +415,15 @@ async def test_what_a_keeper_says_when_it_cannot_start_is_told() -> None:
         await start_keeper(
             "bubblewrap",
             lambda fd: ["/bin/sh", "-c", "echo what went wrong >&2"],
-            {"command": []},
+            {"command": [], "memory": None},
             environment={},
         )
     assert caught.value.step == "bubblewrap"
     assert "what went wrong" in caught.value.reason
     with pytest.raises(ConfinementFailed, match="no-such-program"):
-        await start_keeper("keeper", lambda fd: ["/no-such-program"], {}, environment={})
+        await start_keeper(
+            "keeper", lambda fd: ["/no-such-program"], {"memory": None}, environment={}
+        )
 
 
 @pytest.mark.anyio
@@ -463,8 +459,11 @@ _NOTHING = _probed(abi=0, user_namespace=28, bubblewrap=2, landlock=95)
         (_WALLED, None, "bubblewrap"),
         (_BARE, None, "landlock"),
         (_NOTHING, None, "none"),
+        (_probed(other_user=1), None, "none"),
         (_ALL, Policy(), "namespaces"),
         (_WALLED, Policy(network=["a.org"]), "bubblewrap"),
+        (_BARE, Policy(), "landlock"),
+        (_BARE, Policy(read=["/usr"], memory="1GiB", processes=5, cpu=1), "landlock"),
         (_BARE, Policy(disk=None), "landlock"),
         (_BARE, Policy(disk=None, network="open"), "landlock"),
     ],
@@ -475,16 +474,35 @@ def test_auto_is_the_best_that_holds_the_policy(
     assert choose("auto", policy, found) == chosen
 
 
+def test_a_session_that_asked_for_nothing_is_warned_that_it_has_nothing() -> None:
+    with pytest.warns(UnsandboxedWarning, match="no sandbox: .*user_namespace: failed") as caught:
+        assert choose("auto", None, _NOTHING) == "none"
+    assert 'backend="none"' in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose("none", None, _NOTHING) == "none"
+        assert choose("auto", None, _BARE) == "landlock"
+
+
+def test_the_warning_is_shown_once_in_a_process() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            choose("auto", None, _NOTHING)
+    assert len(caught) == 1
+
+
 @pytest.mark.parametrize(
     ("backend", "found", "policy", "reason"),
     [
         ("namespaces", _WALLED, None, "user_namespace: failed"),
         ("bubblewrap", _BARE, None, "bubblewrap: failed"),
-        ("auto", _BARE, Policy(), "disk=None"),
+        ("auto", _BARE, Policy(disk="2GiB"), "disk=None"),
         ("auto", _BARE, Policy(disk=None, network=["a.org"]), "network namespace"),
-        ("landlock", _ALL, Policy(), "disk=None"),
+        ("landlock", _ALL, Policy(disk="1GiB"), "disk=None"),
         ("auto", _NOTHING, Policy(disk=None), "landlock: failed"),
         ("none", _ALL, Policy(), "not confined"),
+        ("auto", _probed(other_user=1), Policy(), "other_user: failed"),
         ("auto", _probed(abi=4), Policy(network="open"), "abstract Unix sockets"),
     ],
 )

@@ -33,6 +33,7 @@ if worker == 0:
         said = []
         thread = threading.Thread(target=said.append, args=("thread",))
         thread.start(); thread.join()
+        while len(os.listdir("/proc/self/task")) > 1: pass  # the kernel's end of it comes later
         child = os.fork()
         if child == 0: os._exit(7)
         said.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

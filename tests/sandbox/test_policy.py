@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from py_code_mode.errors import ConfigError
 from py_code_mode.sandbox.hosts import HostPattern
-from py_code_mode.sandbox.policy import GIB, Policy, parse_size
+from py_code_mode.sandbox.policy import GIB, LEAST_MEMORY, Policy, parse_size
 
 FILE = "config.yaml"
 
@@ -116,6 +116,7 @@ def test_an_unknown_key_is_refused_with_the_nearest(key: object, near: str) -> N
         "env: [PYTHONPATH]",
         "env: ['A=B']",
         "memory: 2G",
+        "memory: 1MiB",
         "memory: 0",
         "memory: yes",
         "processes: 0",
@@ -173,6 +174,41 @@ def test_relative_paths_are_of_the_workspace_and_links_are_followed(tmp_path: Pa
 def test_hosts_that_others_cover_are_left_out() -> None:
     policy = Policy(network=["a.example.org", "*.example.org", "b.example.org:443", "c.example"])
     assert [str(pattern) for pattern in policy.network] == ["*.example.org", "c.example"]
+
+
+# -- what is required
+
+
+def test_a_limit_is_required_where_it_was_named_and_only_there() -> None:
+    assert Policy().required == frozenset()
+    assert Policy(read=["/usr"], network="open", env=["LANG"]).required == frozenset()
+    assert Policy(disk=Policy().disk, cpu=5).required == {"disk", "cpu"}
+    assert Policy(disk=None).required == frozenset()  # there is nothing to hold
+    named = Policy.from_settings({"processes": 5}, source=FILE, folder=Path("/"))
+    assert named.required == {"processes"}
+
+
+def test_a_limit_that_is_required_stays_so() -> None:
+    caller = Policy(memory="1GiB")
+    made = caller.strengthened_by({"disk": "2GiB", "memory": None}, source=FILE, folder=Path("/"))
+    assert made.required == {"memory", "disk"}
+    assert made.memory == GIB
+    assert Policy().intersection(caller).required == caller.required
+    assert pickle.loads(pickle.dumps(made)).required == made.required
+
+
+def test_being_required_is_no_part_of_what_is_compared_or_shown() -> None:
+    one, other = Policy(), Policy(disk=Policy().disk)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert repr(one) == repr(other)
+    assert "_Default" not in repr(one)
+
+
+def test_too_little_memory_is_refused_with_what_is_needed() -> None:
+    with pytest.raises(ConfigError, match="`memory`: must be at least 64MiB"):
+        Policy(memory="1MiB")
+    assert Policy(memory=LEAST_MEMORY).memory == LEAST_MEMORY
 
 
 # -- stronger and weaker
@@ -236,7 +272,8 @@ def test_a_link_of_the_workspace_does_not_lead_out_of_what_is_allowed(tmp_path: 
         ({"network": ["a.example"]}, {"network": "open"}),
         ({"network": ["a.example:443"]}, {"network": ["a.example"]}),
         ({"network": ["a.x.org"]}, {"network": ["*.x.org", "b.example"]}),
-        ({"memory": 1}, {"memory": None}),
+        ({"memory": LEAST_MEMORY}, {"memory": None}),
+        ({"disk": "2GiB"}, {}),  # the default, but required
         ({"cpu": 1.5}, {"cpu": 2}),
         ({"env": ["A"]}, {"env": ["A", "B"]}),
     ],
@@ -272,7 +309,8 @@ _policies = st.builds(
         ),
     ),
     env=st.sets(st.sampled_from(["A", "B"])),
-    memory=st.sampled_from([None, 1, 2]),
+    memory=st.sampled_from([None, LEAST_MEMORY, LEAST_MEMORY + 1]),
+    disk=st.sampled_from([None, 1, 2]),
     cpu=st.sampled_from([None, 1, 2.5]),
 )
 
@@ -292,6 +330,7 @@ def test_settings_are_read_back_as_they_were(policy: Policy) -> None:
     again = Policy.from_settings(policy.to_settings(), source=FILE, folder=Path("/"))
     assert again.stronger_or_equal(policy)
     assert policy.stronger_or_equal(again)
+    assert again.required == policy.required
 
 
 def test_patterns_can_be_given_as_they_are() -> None:

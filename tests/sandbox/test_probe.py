@@ -20,7 +20,16 @@ import pytest
 
 import py_code_mode
 from py_code_mode.guest import confine
-from py_code_mode.sandbox.probe import DEADLINE, LAYERS, NAMESPACES, Layer, Probe, examine, probe
+from py_code_mode.sandbox.probe import (
+    DEADLINE,
+    LAYERS,
+    NAMESPACES,
+    Layer,
+    Probe,
+    examine,
+    probe,
+    sandbox_user,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +132,19 @@ def test_the_limit_on_processes_is_told_not_to_bind_root() -> None:
     assert "uid 0" in layer.remedy
 
 
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+@pytest.mark.parametrize("capability", ["setuid", "setgid"])
+def test_a_root_that_cannot_become_another_user_has_no_backend(capability: str) -> None:
+    """It had found out only when a session's first process was to become that user."""
+    if sandbox_user() is None or not probe()["other_user"].is_ok:
+        pytest.skip("needs root, and a user to become")
+    found = _told("setpriv", f"--bounding-set=-{capability}")
+    ok, number, _, remedy = found["layers"]["other_user"]
+    assert (ok, number) == (False, errno.EPERM)
+    assert capability.upper() in remedy
+    assert found["backends"] == ["none"]
+
+
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_forbidden_user_namespaces_are_told_with_the_switch() -> None:
     if not probe()["user_namespace"].is_ok:
@@ -161,7 +183,7 @@ os.execv(sys.executable, [sys.executable, "-I", "-c", *sys.argv[2:]])
     found = json.loads(done.stdout)
     assert found["backends"] == ["none"]
     assert {name for name, layer in found["layers"].items() if layer[0]} <= {
-        "memfd_sealing", "rlimit_processes",
+        "memfd_sealing", "other_user", "rlimit_processes",
     }  # fmt: skip
     assert "failed [EPERM]" in " ".join(found["text"])
 

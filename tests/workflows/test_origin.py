@@ -7,14 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from py_code_mode.errors import InvalidWorkflow, WorkflowNotFound
+from py_code_mode.origin import is_as_strong, is_sandboxed
 from py_code_mode.stores import MemoryStore
 from py_code_mode.workflows import WorkflowLibrary
-from py_code_mode.workflows.origin import (
-    is_as_strong,
-    is_sandboxed,
-    with_origin,
-    without_origin,
-)
+from py_code_mode.workflows.origin import with_origin, without_origin
 
 SOURCE = '"""Greet."""\n\n\ndef run(name: str) -> str:\n    return f"hello {name}"\n'
 

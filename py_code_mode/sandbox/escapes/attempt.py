@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import signal
+import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,6 +159,18 @@ def read(path: str) -> bytes:
     """The beginning of a file."""
     with open(path, "rb") as file:
         return file.read(4000)
+
+
+def own_socket() -> socket.socket:
+    """A copy of the worker's socket, which leads to the host."""
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            is_socket = os.readlink(f"/proc/self/fd/{entry}").startswith("socket:")
+        except OSError:
+            continue
+        if is_socket:
+            return socket.socket(fileno=os.dup(int(entry)))
+    raise Contained("it has no socket")
 
 
 def child(act: Callable[[], object]) -> int:

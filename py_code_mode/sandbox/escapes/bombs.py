@@ -361,15 +361,16 @@ def fill_the_home() -> object:
 @rough
 def fill_the_disk_with_one_file() -> object:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    with open("bomb", "wb") as file:
-        for _ in range(2 * FACTS["file_size"] // _MIB):
-            file.write(_PIECE)
-    return "a larger file than allowed"
+    return _write_too_large_a_file()
 
 
 @rough
 def end_by_writing_too_large_a_file() -> object:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    return _write_too_large_a_file()
+
+
+def _write_too_large_a_file() -> object:
     with open("bomb", "wb") as file:
         for _ in range(2 * FACTS["file_size"] // _MIB):
             file.write(_PIECE)

@@ -148,16 +148,16 @@ def regain_capabilities() -> object:
 
 @attack
 def clone_into_a_user_namespace() -> object:
-    made = call(56, 0x10000000 | int(signal.SIGCHLD), 0, 0, 0, 0)
-    if made == 0:
-        os._exit(0)
-    os.waitpid(made, 0)
-    return "cloned"
+    return _clone_with(0x10000000)
 
 
 @attack
 def clone_into_a_mount_namespace() -> object:
-    made = call(56, 0x20000 | int(signal.SIGCHLD), 0, 0, 0, 0)
+    return _clone_with(0x20000)
+
+
+def _clone_with(flags: int) -> object:
+    made = call(56, flags | int(signal.SIGCHLD), 0, 0, 0, 0)
     if made == 0:
         os._exit(0)
     os.waitpid(made, 0)

@@ -10,12 +10,13 @@ import resource
 import signal
 import socket
 import struct
+from contextlib import contextmanager
 
-from .attempt import FACTS, Contained, add, attack, call, child, read, rough
+from .attempt import FACTS, Contained, add, attack, call, child, own_socket, read, rough
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from typing import Any
 
 _KEEPER = 1
@@ -137,66 +138,44 @@ def see_other_processes() -> object:
 
 @attack
 def get_a_descriptor_of_the_host_from_its_socket() -> object:
-    """The kernel names the other end's process to whoever asks (Linux 6.5, `man 7 unix`)."""
-    with _own_socket() as sock:
-        got = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    try:
+    with _descriptor_of_the_host() as got:
         call(424, got, 0, None, 0)
         return "could have sent it a signal"
-    finally:
-        os.close(got)
 
 
 @attack
 def take_a_descriptor_of_the_host_by_its_socket() -> object:
-    with _own_socket() as sock:
-        got = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    try:
+    with _descriptor_of_the_host() as got:
         return call(438, got, 0, 0)
-    finally:
-        os.close(got)
 
 
 @attack
 def enter_the_hosts_namespaces_by_its_socket() -> object:
-    with _own_socket() as sock:
-        got = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    try:
+    with _descriptor_of_the_host() as got:
         return call(308, got, 0x20000)
-    finally:
-        os.close(got)
 
 
 @attack
 def ask_a_descriptor_about_the_host() -> object:
-    with _own_socket() as sock:
-        got = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    try:
+    with _descriptor_of_the_host() as got:
         return fcntl.ioctl(got, 0xC040FF0B, bytes(64))  # PIDFD_GET_INFO
-    finally:
-        os.close(got)
 
 
 @attack
 def get_a_namespace_from_a_descriptor_of_the_host() -> object:
-    with _own_socket() as sock:
+    with _descriptor_of_the_host() as got:
+        return fcntl.ioctl(got, 0xFF04)  # PIDFD_GET_MNT_NAMESPACE
+
+
+@contextmanager
+def _descriptor_of_the_host() -> Generator[int, None, None]:
+    """The kernel names the other end's process to whoever asks (Linux 6.5, `man 7 unix`)."""
+    with own_socket() as sock:
         got = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     try:
-        return fcntl.ioctl(got, 0xFF04)  # PIDFD_GET_MNT_NAMESPACE
+        yield got
     finally:
         os.close(got)
-
-
-def _own_socket() -> socket.socket:
-    """A copy of the socket that leads to the host."""
-    for entry in os.listdir("/proc/self/fd"):
-        try:
-            is_socket = os.readlink(f"/proc/self/fd/{entry}").startswith("socket:")
-        except OSError:
-            continue
-        if is_socket:
-            return socket.socket(fileno=os.dup(int(entry)))
-    raise Contained("it has no socket")
 
 
 @attack

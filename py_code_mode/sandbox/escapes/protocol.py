@@ -11,11 +11,11 @@ import socket
 import struct
 import sys
 
-from .attempt import Contained, add, rough
+from .attempt import Contained, add, own_socket, rough
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 _DESCRIPTOR, _BY_FD = 0b11 << 62, 1 << 63
@@ -29,15 +29,7 @@ class _Line:
         self.port: Any = next(one for one in ports if hasattr(one, "run_id"))
         self.run: int = self.port.run_id
         self.incarnation: int = self.port.incarnation
-        for entry in os.listdir("/proc/self/fd"):
-            try:
-                is_socket = os.readlink(f"/proc/self/fd/{entry}").startswith("socket:")
-            except OSError:
-                continue
-            if is_socket:
-                self.socket = socket.socket(fileno=os.dup(int(entry)))
-                return
-        raise Contained("it has no socket")
+        self.socket = own_socket()
 
     def send(
         self, header: Any, sizes: Sequence[int] = (), body: bytes = b"", fds: Sequence[int] = ()
@@ -299,16 +291,8 @@ def pass_the_host_as_a_sleeper() -> object:
 
 @rough
 def be_a_sleeper_that_never_answers() -> object:
-    line = _Line()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    line.send(_asleep(line), [_DESCRIPTOR], fds=[theirs.fileno()])
-    theirs.close()
-    if os.fork() == 0:
-        os.setsid()
-        ours.recv(1)
-        os._exit(0)
-    os.kill(os.getpid(), 9)
-    return "still there"
+    ours = _offer_sleeper(_Line())
+    return _die_and_leave(lambda: ours.recv(1))
 
 
 @rough
@@ -316,19 +300,17 @@ def be_a_sleeper_that_answers_with_the_host() -> object:
     """Woken, it names the host itself as the process that the host is to kill."""
     line = _Line()
     host = line.socket.getsockopt(socket.SOL_SOCKET, 77)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    line.send(_asleep(line), [_DESCRIPTOR], fds=[theirs.fileno()])
-    theirs.close()
-    if os.fork() == 0:
-        os.setsid()
+    ours = _offer_sleeper(line)
+
+    def answer() -> None:
         _, control, _, _ = ours.recvmsg(4096, 256)
         fds = array.array("i")
         for _, _, data in control:
             fds.frombytes(data)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [host]))]
-        for answer in ({"pid": 1}, {"t": "ready", "pid": 1, "python": [3, 11, 0]}):
+        for reply in ({"pid": 1}, {"t": "ready", "pid": 1, "python": [3, 11, 0]}):
             try:
-                ours.sendmsg([json.dumps(answer).encode()], rights)
+                ours.sendmsg([json.dumps(reply).encode()], rights)
             except OSError:
                 break
         if fds:
@@ -337,25 +319,16 @@ def be_a_sleeper_that_answers_with_the_host() -> object:
             guest.sendmsg([struct.pack("<II", len(header), 0) + header], rights)
             guest.recv(1 << 16)  # the run that comes is never answered
             guest.recv(1 << 16)
-        os._exit(0)
-    os.kill(os.getpid(), 9)
-    return "still there"
+
+    return _die_and_leave(answer)
 
 
 @rough
 def be_a_sleeper_that_answers_with_garbage() -> object:
-    line = _Line()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    line.send(_asleep(line), [_DESCRIPTOR], fds=[theirs.fileno()])
-    theirs.close()
+    ours = _offer_sleeper(_Line())
     ours.send(b"\xff" * 4000)
     ours.send(b'{"pid": 1, "planted": true}')
-    if os.fork() == 0:
-        os.setsid()
-        ours.recv(1)
-        os._exit(0)
-    os.kill(os.getpid(), 9)
-    return "still there"
+    return _die_and_leave(lambda: ours.recv(1))
 
 
 @rough
@@ -363,11 +336,26 @@ def be_thousands_of_sleepers() -> object:
     line = _Line()
     line.socket.settimeout(2.0)
     for _ in range(2000):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        line.send(_asleep(line), [_DESCRIPTOR], fds=[theirs.fileno()])
-        ours.close()
-        theirs.close()
+        _offer_sleeper(line).close()
     return _sent()
+
+
+def _offer_sleeper(line: _Line) -> socket.socket:
+    """Say that there is a sleeper; its end of the socket by which it is woken."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        line.send(_asleep(line), [_DESCRIPTOR], fds=[theirs.fileno()])
+    return ours
+
+
+def _die_and_leave(act: Callable[[], object]) -> object:
+    """End the worker, and have a child that it leaves behind do something."""
+    if os.fork() == 0:
+        os.setsid()
+        act()
+        os._exit(0)
+    os.kill(os.getpid(), 9)
+    return "still there"
 
 
 def _asleep(line: _Line) -> dict[str, Any]:
