@@ -15,12 +15,29 @@ CodeModeError
 ├── ForeignCheckpoint (ValueError)  it belongs to another session
 ├── ForeignEventLoop (RuntimeError)  a session was used from another event loop than its own
 ├── GuestDied                    the guest's process ended while the host was talking to it
-├── HandleNotFound (KeyError)    the guest holds no value by this name (any more)
+├── HandlesClosed (HandleError)  a SessionCache was used after its close
+├── PersistenceError (RuntimeError)  a session's record could not be read or written
+│   ├── CorruptRecordError       a line of a journal is not what was written
+│   ├── JournalWriteError        a record could not be written
+│   ├── LineageConsistencyError (ValueError)  a session's ancestors are missing, or a circle
+│   ├── ReplayDivergenceError    a replayed run did something else than the recorded one
+│   ├── SchemaVersionError       written by a newer version, or by one that cannot be continued
+│   ├── SessionClosedError       its journal was closed
+│   ├── SessionExistsError (ValueError)
+│   ├── SessionLockedError       another writer has it
+│   └── SessionNotFoundError (ValueError)
 ├── ProtocolViolation            the guest sent what the protocol does not allow
 ├── ReentrantRun (RuntimeError)  a tool called run() on its own session
 ├── SessionClosed                not entered yet, or closed
+├── StateNotTrusted (PermissionError)  sandboxed code left it; asked for with more rights
 ├── StoreError (OSError)         stored bytes could not be read or written
-│   └── NotStored (KeyError)
+│   ├── HandleUnreadable (HandleError)   a stored value cannot be had back
+│   ├── LogDamaged               a log without a single whole line
+│   ├── LogFailed                what it wrote may be lost; it writes nothing more
+│   ├── LogFull                  no room; the line was not written
+│   ├── LogLocked                another writer has it
+│   ├── NotStored (KeyError)
+│   └── StorageNotPrivate (PermissionError)  others may write where values are stored
 ├── WorkspaceNotTrusted (PermissionError)  others may have written what runs on the host
 │
 │   these may also be raised inside a session (guest/errors.py):
@@ -29,12 +46,15 @@ CodeModeError
 ├── ConfinementFailed            a worker could not confine itself, so it ran nothing
 ├── DependencyError ─ DependencyNotAllowed (PermissionError), InvalidRequirement (ValueError),
 │                     RuntimeDepsDisabled (PermissionError)
+├── HandleError ─ HandleNotFound (KeyError), HandlesFull (MemoryError)
 ├── InvalidName (ValueError)
 ├── ToolError (RuntimeError) ─ ToolArgumentError (ValueError), ToolFailed,
 │                              ToolNotFound (LookupError), ToolTimeout (TimeoutError)
 ├── ValueNotPortable (TypeError)
 └── WorkflowError ─ InvalidWorkflow (ValueError), WorkflowNotApproved (PermissionError),
                     WorkflowNotFound (LookupError), WorkflowTooDeep (RecursionError)
+
+UnsandboxedWarning (UserWarning)  code runs without the sandbox that it would have had
 """
 
 from __future__ import annotations
@@ -49,6 +69,9 @@ from py_code_mode.guest.errors import (
     ConfinementFailed,
     DependencyError,
     DependencyNotAllowed,
+    HandleError,
+    HandleNotFound,
+    HandlesFull,
     InvalidArtifact,
     InvalidCall,
     InvalidName,
@@ -76,6 +99,7 @@ __all__ = [
     "CodeModeError",
     "ConfigError",
     "ConfinementFailed",
+    "CorruptRecordError",
     "DependencyError",
     "DependencyNotAllowed",
     "EnvironmentFailed",
@@ -84,25 +108,45 @@ __all__ = [
     "ForeignCheckpoint",
     "ForeignEventLoop",
     "GuestDied",
+    "HandleError",
     "HandleNotFound",
+    "HandleUnreadable",
+    "HandlesClosed",
+    "HandlesFull",
     "InterpreterNotFound",
     "InvalidArtifact",
     "InvalidCall",
     "InvalidName",
     "InvalidRequirement",
     "InvalidWorkflow",
+    "JournalWriteError",
+    "LineageConsistencyError",
+    "LogDamaged",
+    "LogFailed",
+    "LogFull",
+    "LogLocked",
     "NoActiveRun",
     "NotStored",
+    "PersistenceError",
     "ProtocolViolation",
     "ReentrantRun",
+    "ReplayDivergenceError",
     "RuntimeDepsDisabled",
+    "SchemaVersionError",
     "SessionClosed",
+    "SessionClosedError",
+    "SessionExistsError",
+    "SessionLockedError",
+    "SessionNotFoundError",
+    "StateNotTrusted",
+    "StorageNotPrivate",
     "StoreError",
     "ToolArgumentError",
     "ToolError",
     "ToolFailed",
     "ToolNotFound",
     "ToolTimeout",
+    "UnsandboxedWarning",
     "ValueNotPortable",
     "WorkflowError",
     "WorkflowNotApproved",
@@ -217,15 +261,12 @@ class GuestDied(CodeModeError):
         self.reason, self.aftermath = reason, aftermath
 
 
-class HandleNotFound(CodeModeError, KeyError):
-    """The guest holds no value by this name, or holds it no longer."""
+class HandlesClosed(HandleError):
+    """A `SessionCache` was used after its close."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f"the guest holds no value named {name!r}; values of earlier runs are kept for a "
-            "while only: assign what you need to a variable"
-        )
-        self.name = name
+    def __init__(self, action: str) -> None:
+        super().__init__(f"{action}: the SessionCache is closed; make a new one")
+        self.action = action
 
 
 class ProtocolViolation(CodeModeError):
@@ -294,11 +335,183 @@ class StoreError(CodeModeError, OSError):
         self.name, self.reason = name, reason
 
 
+class HandleUnreadable(StoreError, HandleError):
+    """A stored value cannot be had back; its file is left as it is."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"handle {name!r}", f"its stored value cannot be read: {reason}")
+        self.name, self.reason = name, reason
+
+
 class NotStored(StoreError, KeyError):
     """Nothing is stored by this name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, "nothing is stored by this name")
+
+
+class StorageNotPrivate(StoreError, PermissionError):
+    """Others may write where values are stored, so that loading one could run their code."""
+
+    def __init__(self, folder: str, doubt: str) -> None:
+        super().__init__(
+            folder,
+            f"nothing is loaded from it, because {doubt}. If you know that nobody has changed it: "
+            f"chown it to yourself and chmod 700 {shlex.quote(folder)}",
+        )
+        self.folder, self.doubt = folder, doubt
+
+
+class LogDamaged(StoreError):
+    """A log has bytes but not a single whole line; nothing was cut."""
+
+    def __init__(self, path: str, size: int) -> None:
+        super().__init__(
+            path, f"none of the lines in its last {size} bytes is whole; it was left as it is"
+        )
+
+
+class LogFailed(StoreError):
+    """A log that could not be made durable, or put in order after a failed write.
+
+    What was written since the last flush may be lost, and trying again would not tell (after a
+    failed fsync the kernel forgets what it could not write), so the log refuses all further lines.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(
+            path, f"{reason}; nothing more is written to it. Look after the disk, then reopen it"
+        )
+
+
+class LogFull(StoreError):
+    """There is no room for a line: nothing of it was written, and the log can be used on."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, f"{reason}; the line was not written. Make room and try again")
+
+
+class LogLocked(StoreError):
+    """Another writer, of this process or another one, has the log open."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, "another writer has it open; there is only one at a time")
+
+
+class PersistenceError(CodeModeError, RuntimeError):
+    """A session's record could not be read or written."""
+
+
+class CorruptRecordError(PersistenceError):
+    """A line of a journal is not what was written, or does not fit where it stands.
+
+    Attributes:
+        line: counted from 1; None where the place is known by its offset only.
+        offset: of the line's first byte.
+    """
+
+    def __init__(self, path: str, line: int | None, offset: int, reason: str) -> None:
+        place = f"{path}:{line}" if line is not None else path
+        super().__init__(
+            f"{place}: {reason} (byte {offset}). Read it with on_error='skip' for what else there "
+            "is"
+        )
+        self.path, self.line, self.offset, self.reason = path, line, offset, reason
+
+
+class JournalWriteError(PersistenceError):
+    """A record could not be written; what was written before is still there.
+
+    Attributes:
+        is_final: this journal refuses all further records until it is reopened; where False, the
+            same record may be tried again.
+    """
+
+    def __init__(self, path: str, reason: str, *, is_final: bool) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason, self.is_final = path, reason, is_final
+
+
+class LineageConsistencyError(PersistenceError, ValueError):
+    """A session's ancestors are missing, or it is one of its own ancestors."""
+
+
+class ReplayDivergenceError(PersistenceError):
+    """A replayed run did something else than the recorded one."""
+
+
+class SchemaVersionError(PersistenceError):
+    """A journal of a version that this one cannot read, or cannot go on with."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class SessionClosedError(PersistenceError):
+    """A session's journal was closed, or belongs to another process."""
+
+    def __init__(self, session_id: str, reason: str = "its journal is closed") -> None:
+        super().__init__(f"session {session_id}: {reason}; reopen it to write more")
+        self.session_id, self.reason = session_id, reason
+
+
+class SessionExistsError(PersistenceError, ValueError):
+    """A session of this id is on record already."""
+
+    def __init__(self, session_id: str, path: str) -> None:
+        super().__init__(
+            f"session {session_id} is on record already ({path}); reopen it, or take another id"
+        )
+        self.session_id, self.path = session_id, path
+
+
+class SessionLockedError(PersistenceError):
+    """Another writer is writing this session's record."""
+
+    def __init__(self, session_id: str, path: str) -> None:
+        super().__init__(
+            f"session {session_id} is being written by somebody else ({path}); close that session "
+            "first, or fork this one"
+        )
+        self.session_id, self.path = session_id, path
+
+
+class SessionNotFoundError(PersistenceError, ValueError):
+    """No session of this id is on record."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"Session not found: {session_id}")
+        self.session_id = session_id
+
+
+class UnsandboxedWarning(UserWarning):
+    """A session that did not ask for a sandbox has none, since this machine lacks what one needs.
+
+    Told once in a process. Who passes ``backend="none"`` knows, and is not told.
+
+    Attributes:
+        reason: what is missing.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"no sandbox: code that sessions run here may do whatever your user may. {reason}. "
+            '`py-code-mode doctor` tells the rest; backend="none" says that you know'
+        )
+        self.reason = reason
+
+
+class StateNotTrusted(CodeModeError, PermissionError):
+    """What code with a stronger isolation has left is not loaded, or run, with a weaker one."""
+
+    def __init__(self, session_id: str, origin: str, isolation: str) -> None:
+        super().__init__(
+            f"session {session_id} was written by code in {origin}, and would go on in "
+            f"{isolation}, where code has more rights: resume it in a sandbox, or with "
+            "trusted=True if you have read its record"
+        )
+        self.session_id, self.origin, self.isolation = session_id, origin, isolation
 
 
 class WorkspaceNotTrusted(CodeModeError, PermissionError):

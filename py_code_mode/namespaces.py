@@ -6,7 +6,10 @@ what the host does. No executor knows any of it.
 
 from __future__ import annotations
 
+import builtins
 import inspect
+import json
+from dataclasses import asdict
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -18,7 +21,8 @@ from py_code_mode.errors import (
     InvalidName,
     WorkflowNotApproved,
 )
-from py_code_mode.workflows import is_as_strong, is_sandboxed
+from py_code_mode.handles.info import is_name
+from py_code_mode.origin import is_as_strong, origin_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from py_code_mode.artifacts import Artifacts
     from py_code_mode.deps.dependencies import Dependencies
     from py_code_mode.execution.executor import NamespaceTable
+    from py_code_mode.handles import SessionHandles
     from py_code_mode.tools.registry import ToolRegistry
     from py_code_mode.workflows import WorkflowLibrary
 
@@ -127,8 +132,7 @@ class Workflows(Service):
 
     async def create(self, name: str, source: str, description: str) -> dict[str, Any]:
         """Keep `source`, which defines ``run(...)`` or ``async run(...)``, for this and later."""
-        author = self._isolation
-        origin = author if author is not None and is_sandboxed(author) else None
+        origin = origin_of(self._isolation)
         create = partial(self._library.create, name, source, description, origin=origin)
         return await anyio.to_thread.run_sync(create)
 
@@ -196,10 +200,21 @@ class Deps(Service):
         "RuntimeDepsDisabled",
     )
 
-    def __init__(self, dependencies: Dependencies, allowed: Collection[str] | None = None) -> None:
-        """`allowed` are names and patterns of what may be added; None means anything."""
+    def __init__(
+        self,
+        dependencies: Dependencies,
+        isolation: str | None = None,
+        allowed: Collection[str] | None = None,
+    ) -> None:
+        """Make it for the host, or for a guest.
+
+        Args:
+            isolation: that of the code that asks; None where the host itself does.
+            allowed: names and patterns of what may be added; None means anything.
+        """
         super().__init__()
         self._dependencies = dependencies
+        self._origin = origin_of(isolation)
         self._allowed = allowed
 
     async def list(self) -> list[str]:
@@ -212,7 +227,7 @@ class Deps(Service):
             refused = await self._dependencies.refused(package, self._allowed)
             if refused is not None:
                 raise DependencyNotAllowed(refused, [*self._allowed])
-        return await self._dependencies.add(package)
+        return await self._dependencies.add(package, origin=self._origin)
 
     async def remove(self, package: str) -> dict[str, Any]:
         """Forget a package: keys removed, not_found, failed, removed_from_config."""
@@ -223,14 +238,72 @@ class Deps(Service):
         return await self._dependencies.sync()
 
 
+class Handles(Service):
+    """Values by name, kept beyond a reset: handles.put(name, value), handles.get(name)."""
+
+    hidden = frozenset({"drop", "fetch", "hold", "keep"})
+    errors = ("HandleError", "HandleNotFound", "HandlesFull", "InvalidName", "ValueNotPortable")
+
+    def __init__(self, handles: SessionHandles) -> None:
+        super().__init__()
+        self._handles = handles
+
+    async def list(self) -> list[dict[str, Any]]:
+        """All handles, most recently used first: name, type, and where: host or guest."""
+        return [self._entry(name) for name in self._handles.handle_names()]
+
+    async def snapshot(self, name: str) -> dict[str, Any]:
+        """The description of a value: type, shape, columns, samples."""
+        text = await anyio.to_thread.run_sync(self._handles.snapshot, name)
+        return cast("dict[str, Any]", json.loads(text))
+
+    async def info(self, name: str) -> dict[str, Any]:
+        """What made a value: kind, run_id, call, parents; and its size in bytes."""
+        info = self._handles.info(name)
+        origin = asdict(info.origin) if info.origin is not None else {}
+        return {**self._entry(name), **origin, "bytes": info.nbytes}
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        where = "host" if self._handles.is_here(name) else "guest"
+        return {"name": name, "type": self._handles.info(name).type_name, "where": where}
+
+    async def fetch(self, name: str) -> object:
+        return await anyio.to_thread.run_sync(self._handles.get, name)
+
+    async def keep(self, name: str, value: object, overwrite: bool = False) -> str:
+        check_name(name)
+        put = partial(self._handles.put_for_guest, name, value, overwrite)
+        return await anyio.to_thread.run_sync(put)
+
+    async def hold(
+        self, name: str, type_name: str, snapshot: dict[str, Any], overwrite: bool = False
+    ) -> str:
+        check_name(name)
+        return self._handles.hold_for_guest(name, type_name, snapshot, overwrite)
+
+    async def drop(self, name: str) -> None:
+        await anyio.to_thread.run_sync(self._handles.delete, name)
+
+
 _SERVICES: Mapping[str, type[Service]] = {
     "tools": Tools,
     "workflows": Workflows,
     "artifacts": ArtifactFiles,
     "deps": Deps,
+    "handles": Handles,
 }
 #: Names that guest code finds besides the namespaces.
 RESERVED = frozenset({"display"})
+_TAKEN = frozenset({*_SERVICES, *RESERVED, *(name for name in dir(builtins) if name[0] != "_")})
+
+
+def check_name(name: str) -> None:
+    """Raise `InvalidName` where a handle, and a variable, cannot have this name."""
+    if not is_name(name):
+        shown = name[:80] if isinstance(name, str) else repr(type(name))  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidName(shown, "a handle", "it must be a Python identifier, and no keyword")
+    if name in _TAKEN:
+        raise InvalidName(name, "a handle", "a variable of this name would hide what code finds")
 
 
 class Namespaces:
@@ -250,6 +323,7 @@ class Namespaces:
         workflows: WorkflowLibrary,
         artifacts: Artifacts,
         deps: Dependencies,
+        handles: SessionHandles,
         isolation: str,
         allowed_deps: Collection[str] | None = None,
     ) -> None:
@@ -262,18 +336,15 @@ class Namespaces:
             "tools": self.tools,
             "workflows": Workflows(workflows, isolation),
             "artifacts": self.artifacts,
-            "deps": Deps(deps, allowed_deps),
+            "deps": Deps(deps, isolation, allowed_deps),
+            "handles": Handles(handles),
         }
+        self._handles = handles
 
     @staticmethod
     def describe() -> NamespaceTable:
         """What the guest builds its proxies from: known before any service is."""
         return _table()
-
-    def check_free(self, name: str) -> None:
-        """Raise `InvalidName` where a variable of this name would hide a namespace."""
-        if not name.isidentifier() or name in self._services or name in RESERVED:
-            raise InvalidName(name, "a variable", "it is not an identifier, or it is taken")
 
     async def call(
         self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
@@ -288,7 +359,9 @@ class Namespaces:
         found = service.methods.get(method) if service is not None else None
         if found is None:
             if service is self.tools:
-                return await self.tools.call(method, args, kwargs)
+                result = await self.tools.call(method, args, kwargs)
+                self._handles.put_result(method, result, f"tools.{method}")
+                return result
             raise InvalidCall(f"{namespace}.{method}", "there is no such method")
         function, signature = found
         try:
@@ -296,7 +369,10 @@ class Namespaces:
         except TypeError as error:
             reason = f"{error}; its signature is {method}{_shown(signature)}"
             raise InvalidCall(f"{namespace}.{method}", reason) from None
-        return await function(*bound.args, **bound.kwargs)
+        result = await function(*bound.args, **bound.kwargs)
+        if service is self.artifacts and method == "load":
+            self._handles.put_result(str(bound.args[0]), result, "artifacts.load")
+        return result
 
 
 @cache

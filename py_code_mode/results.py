@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from py_code_mode.guest.snapshot import snapshot
+from py_code_mode.guest.values import type_name
+from py_code_mode.guest.variables import is_large
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -24,6 +28,7 @@ State: TypeAlias = Literal["kept", "restored", "lost"]
 _NO_METADATA: Mapping[str, JsonValue] = MappingProxyType({})
 
 
+_MAX_SNAPSHOT = 8 << 10  # characters; models read it
 _HTML, _SVG = "text/html", "image/svg+xml"
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 #: Applies to the frames of a page, too; those that show a text of the page itself are ``about:``.
@@ -118,6 +123,12 @@ class Snapshot:
     """The bounded description of a value that a model may see: always valid JSON."""
 
     data: Mapping[str, JsonValue]
+
+    @classmethod
+    def from_guest(cls, data: Mapping[str, JsonValue], type_name: str) -> Snapshot:
+        """What a guest says of a value; only its type, where it says more than an honest one."""
+        found = cls(data=data)
+        return found if len(found.to_text()) <= _MAX_SNAPSHOT else cls(data={"type": type_name})
 
     def to_text(self) -> str:
         """The description as compact JSON."""
@@ -229,6 +240,8 @@ class ExecutionResult:
     def to_text(self, max_tokens: int = 4000) -> str:
         """What a model should see: output, value, error and state, within a budget.
 
+        Frames, arrays and containers that are large are described, with a sample; texts are not.
+
         Args:
             max_tokens: bound of the text, in tokens of four UTF-8 bytes. What is left out is said.
         """
@@ -315,6 +328,8 @@ def _describe_value(value: object) -> str:
         return f"<{value.type_name}> {value.snapshot.to_text()}"
     if isinstance(value, str):
         return repr(value) if len(value) < 200 and "\n" not in value else value
+    if is_large(value):
+        return f"<{type_name(type(value))}> {Snapshot(data=snapshot(value)).to_text()}"
     try:
         return repr(value)
     except Exception as error:  # a live object of user code, in an in-process session

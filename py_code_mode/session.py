@@ -31,19 +31,18 @@ from py_code_mode.errors import (
     WorkspaceNotTrusted,
 )
 from py_code_mode.execution.executor import (
-    Bind,
     BranchingExecutor,
     Capability,
     Checkpoint,
     Executor,
-    Fetch,
     OnEvent,
     RunOutcome,
     RunRequest,
     Setup,
+    seconds_of,
 )
 from py_code_mode.execution.supervisor import to_the_end
-from py_code_mode.results import ExecutionResult, Handle, State, shorten
+from py_code_mode.results import ExecutionResult, Handle, Snapshot, State, shorten
 from py_code_mode.scratch import Scratch
 from py_code_mode.storage import FileStorage, StorageBackend
 from py_code_mode.trust import check_trusted, expose, unexpose
@@ -52,8 +51,11 @@ from py_code_mode.workspace import FILE, WorkspaceConfig, check_apart, read_conf
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 
+    from py_code_mode.bindings import Bindings
     from py_code_mode.execution.sandbox import BackendChoice
+    from py_code_mode.handles import SessionHandles
     from py_code_mode.namespaces import Namespaces
+    from py_code_mode.results import JsonValue
     from py_code_mode.sandbox.egress import EgressRecord
     from py_code_mode.sandbox.policy import Policy
     from py_code_mode.tools.registry import ToolRegistry
@@ -116,7 +118,8 @@ class Session(AsyncResource):
         self._storage = storage
         self._executor = executor
         self._sync_deps_on_start = sync_deps_on_start
-        self._given_workdir = Path(workdir).expanduser() if workdir is not None else None
+        # resolved now, as a policy's paths: a link that comes later is not followed
+        self._given_workdir = Path(workdir).expanduser().resolve() if workdir is not None else None
         self._id = str(uuid.uuid4())
         self._phase: _Phase = "not started"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -129,6 +132,8 @@ class Session(AsyncResource):
         self._running: int | None = None
         self._said = WorkspaceConfig()
         self._is_exposed = False
+        self._handles: SessionHandles | None = None
+        self._bindings: Bindings | None = None
 
     # -- making one
 
@@ -142,6 +147,7 @@ class Session(AsyncResource):
         allow_runtime_deps: bool = True,
         sync_deps_on_start: bool = False,
         policy: Policy | None = None,
+        workdir: str | Path | None = None,
     ) -> Session:
         """A session for a workspace folder; its ``config.yaml`` may choose the executor.
 
@@ -153,6 +159,7 @@ class Session(AsyncResource):
             allow_runtime_deps: whether ``deps.add`` and ``deps.remove`` work.
             sync_deps_on_start: install the configured packages when the session starts.
             policy: what the sandbox allows, required; the file may make it stronger, never weaker.
+            workdir: the code's current directory; None means a private one, removed at the close.
 
         Raises:
             ConfigError: ``config.yaml`` does not hold, or asks for a policy where none can be
@@ -164,6 +171,7 @@ class Session(AsyncResource):
             None,
             timeout,
             sync_deps_on_start,
+            workdir,
             policy,
             extra_deps=extra_deps,
             allow_runtime_deps=allow_runtime_deps,
@@ -184,6 +192,7 @@ class Session(AsyncResource):
         backend: BackendChoice = "auto",
         protect: Literal["idle", "always", "off"] = "idle",
         pool: int = 0,
+        workdir: str | Path | None = None,
     ) -> Session:
         """A session for a workspace folder, in a worker process with an environment of its own.
 
@@ -205,6 +214,7 @@ class Session(AsyncResource):
             "subprocess",
             timeout,
             sync_deps_on_start,
+            workdir,
             policy,
             backend=backend,
             protect=protect,
@@ -224,6 +234,7 @@ class Session(AsyncResource):
         extra_deps: tuple[str, ...] | None = None,
         allow_runtime_deps: bool = True,
         sync_deps_on_start: bool = False,
+        workdir: str | Path | None = None,
     ) -> Session:
         """A session for a workspace folder, in this process: fastest, no isolation.
 
@@ -234,6 +245,7 @@ class Session(AsyncResource):
             "in_process",
             timeout,
             sync_deps_on_start,
+            workdir,
             None,
             extra_deps=extra_deps,
             allow_runtime_deps=allow_runtime_deps,
@@ -246,6 +258,7 @@ class Session(AsyncResource):
         executor: str | None,
         timeout: float | None,
         sync_deps_on_start: bool,
+        workdir: str | Path | None,
         policy: Policy | None,
         **options: Any,
     ) -> Session:
@@ -264,7 +277,7 @@ class Session(AsyncResource):
             else:
                 timeout = float(timeout)
         options["default_timeout"] = timeout
-        return cls(storage, _make_executor(name, options), sync_deps_on_start)
+        return cls(storage, _make_executor(name, options), sync_deps_on_start, workdir=workdir)
 
     # -- facts
 
@@ -339,6 +352,7 @@ class Session(AsyncResource):
             self._started.set()
 
     async def _start(self) -> None:
+        from py_code_mode.handles import SessionHandles
         from py_code_mode.namespaces import Namespaces
 
         is_new = not (isinstance(self._storage, FileStorage) and self._storage.base_path.exists())
@@ -363,7 +377,7 @@ class Session(AsyncResource):
             # before any code runs: other sessions may find what it makes while this one is open
             assert isinstance(self._storage, FileStorage)
             await anyio.to_thread.run_sync(expose, self._storage.base_path)
-        self._namespaces = self._compose(registry, scratch, said)
+        self._namespaces = self._compose(registry, scratch, said, SessionHandles())
         if self._sync_deps_on_start:
             report = await self._namespaces.dependencies.sync()
             if report["failed"]:
@@ -371,25 +385,34 @@ class Session(AsyncResource):
                 raise EnvironmentFailed("the configured requirements", reasons)
 
     def _compose(
-        self, registry: ToolRegistry, scratch: Scratch, said: WorkspaceConfig
+        self,
+        registry: ToolRegistry,
+        scratch: Scratch,
+        said: WorkspaceConfig,
+        handles: SessionHandles,
     ) -> Namespaces:
         """The services behind the guest's names, for an executor that has started."""
+        from py_code_mode.bindings import Bindings
         from py_code_mode.deps.dependencies import Dependencies
         from py_code_mode.environments.overlay import Overlay
         from py_code_mode.namespaces import Namespaces
 
+        self._handles = handles
+        self._bindings = Bindings(handles, self._executor)
         config = self._executor.config
         dependencies = Dependencies(
             self._storage.get_deps_store(),
             Overlay(self._executor.overlay or scratch.packages, self._executor.environment),
             extra=config.extra_deps or (),
             allow_runtime=config.allow_runtime_deps,
+            isolation=self._executor.isolation,
         )
         return Namespaces(
             tools=registry,
             workflows=self._storage.get_workflow_library(),
             artifacts=self._storage.get_artifact_store(),
             deps=dependencies,
+            handles=handles,
             isolation=self._executor.isolation,
             allowed_deps=said.allowed_deps,
         )
@@ -432,7 +455,7 @@ class Session(AsyncResource):
         Where there was none, code may make one in a folder that it may write to: its tools are not
         used, neither here nor by later sessions.
         """
-        from py_code_mode.workflows import is_sandboxed
+        from py_code_mode.origin import is_sandboxed
 
         storage = self._storage
         if not isinstance(storage, FileStorage) or not is_sandboxed(self._executor.isolation):
@@ -471,6 +494,10 @@ class Session(AsyncResource):
 
     async def _free(self) -> None:
         await self._executor.close()
+        if self._bindings is not None:
+            self._bindings.close()
+        if self._handles is not None:
+            await anyio.to_thread.run_sync(self._handles.close)
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             await anyio.to_thread.run_sync(scratch.remove)
@@ -521,30 +548,34 @@ class Session(AsyncResource):
             # seen by the calls that this run makes, and by its callback
             serving = _serving.set(_serving.get() | {(self._id, self._runs)})
             request = RunRequest(run_id=self._runs, code=code, timeout=limit)
+            handles = self._open_handles()
+            handles.run_id = self._runs
+            restored_to = 0
             try:
+                await self._renew_bindings()
                 outcome = await self._executor.run(request, on_output)
+                restored_to = outcome.restored_to or 0
             except ExecutorClosed:
                 self._check_open()
                 raise
             finally:
-                self._running = None
+                self._running = handles.run_id = None
                 _serving.reset(serving)
-            return _result(outcome, request.run_id)
+                if self._executor.state != "kept":
+                    self._expire_bindings(restored_to)
+            if self._phase == "closed":  # by a tool that the run has called
+                return _result(outcome, request.run_id, {})
+            handles.forget(outcome.gone)
+            held = [outcome.value] if isinstance(outcome.value, Handle) else []
+            handles.note([*outcome.handles, *held], request.run_id, code)
+            return _result(outcome, request.run_id, handles.take_made())
 
     def _limit(self, timeout: float | None) -> float | None:
         if timeout is None:
             timeout = self._executor.config.default_timeout
             if timeout is None:
                 return None
-        if not isinstance(timeout, int | float) or isinstance(timeout, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"timeout must be seconds, not {type(timeout).__name__}")
-        try:
-            seconds = float(timeout)
-        except OverflowError:
-            seconds = math.inf
-        if math.isnan(seconds) or seconds <= 0:
-            raise ValueError(f"timeout must be above 0 seconds (math.inf: no limit), not {seconds}")
-        return None if math.isinf(seconds) else seconds
+        return seconds_of(timeout)
 
     def _check_open(self) -> None:
         if self._phase != "open":
@@ -569,10 +600,15 @@ class Session(AsyncResource):
         return await self._executor.interrupt()
 
     async def reset(self) -> None:
-        """Clear user-defined variables, keep the namespaces; waits for a run that is going on."""
+        """Clear user-defined variables, keep namespaces and handles; waits for a run.
+
+        What was `put` is a variable again afterwards.
+        """
         async with self._exclusive():
+            self._expire_bindings(0)
             await self._executor.reset()
             await self._open_namespaces().dependencies.apply_removals()
+            await self._renew_bindings()
 
     # -- copies of the interpreter
 
@@ -606,6 +642,8 @@ class Session(AsyncResource):
             raise ForeignCheckpoint(self._id, checkpoint.session_id)
         async with self._exclusive():
             await executor.rollback(checkpoint)
+            self._expire_bindings(checkpoint.run_id)
+            await self._renew_bindings()
 
     async def fork(self) -> Session:
         """Copy the interpreter into a session of its own; waits for a run that is going on.
@@ -644,7 +682,11 @@ class Session(AsyncResource):
         self._executor = await executor.fork(self._id, self._answer)
         self._loop = origin._loop
         self._runs = origin._runs
-        self._namespaces = self._compose(registry, self._scratch, self._said)
+        handles = await anyio.to_thread.run_sync(origin._open_handles().copy)
+        self._namespaces = self._compose(registry, self._scratch, self._said, handles)
+        assert self._bindings is not None
+        assert origin._bindings is not None
+        self._bindings.take_over(origin._bindings)
         self._phase = "open"
         self._started.set()
 
@@ -663,31 +705,89 @@ class Session(AsyncResource):
                 yield
             except (ExecutorClosed, GuestDied):
                 self._check_open()  # close() has ended it
+                self._expire_bindings(0)
                 raise
 
-    async def put(self, name: str, value: object) -> None:
-        """Make a value a variable of the guest; waits for a run that is going on.
+    # -- values by name
+
+    @property
+    def handles(self) -> SessionHandles:
+        """The session's handles: what was `put`, and large values that runs have made.
 
         Raises:
-            InvalidName: the name is not an identifier, or belongs to a namespace.
-            ValueNotPortable: the value would not cross unaltered.
+            SessionClosed: it is not open.
         """
+        return self._open_handles()
+
+    async def put(
+        self,
+        name: str,
+        value: object,
+        overwrite: bool = False,
+        *,
+        semantics: Mapping[str, JsonValue] | None = None,
+    ) -> str:
+        """Keep a value under a name, and make it a variable of the guest; waits for a run.
+
+        The handle outlives a reset and a crash: the variable is bound again. Large numeric data is
+        shared with the guest, not copied; the guest's is its own to change. What cannot cross as
+        data is pickled, which needs its class in the guest.
+
+        Args:
+            name: of the handle, and of the variable where guest code has none of this name; else
+                the guest finds it as ``handles[name]``.
+            value: what the session holds from now on; not to be changed any more.
+            overwrite: replace the handle, and the variable, of this name.
+            semantics: descriptions of columns, or ``{"description", "unit"}`` of each: models see
+                them in the snapshot.
+
+        Returns:
+            the name of the handle: with a suffix (``name_2``) where it is taken.
+
+        Raises:
+            InvalidName: (a ValueError) the name is not an identifier, or belongs to a namespace.
+            ValueNotPortable: the value would not cross unaltered; nothing has changed.
+            GuestDied: the guest ended meanwhile; the next one finds the value.
+        """
+        from py_code_mode.namespaces import check_name
+
         self._executor.require(Capability.EXCHANGE)
-        self._open_namespaces().check_free(name)
+        check_name(name)
         async with self._exclusive():
-            await self._executor.exchange(Bind(name, value))
+            bindings = await self._renew_bindings()
+            return await bindings.put(name, value, overwrite=overwrite, semantics=semantics)
 
     async def get(self, name: str | Handle) -> object:
-        """Give the value of a guest's variable, or of a `Handle`.
+        """Give the value of a guest's variable or of a handle; waits for a run.
+
+        A variable comes first: what code has done to a value that was `put` is seen. Data that
+        comes from the guest is validated in full, and shared, not copied.
 
         Raises:
-            HandleNotFound: there is none by this name.
-            ValueNotPortable: the value would not cross unaltered.
+            HandleNotFound: (a KeyError) there is none by this name.
+            ValueNotPortable: the value would not cross unaltered; it says how to convert it.
         """
         self._executor.require(Capability.EXCHANGE)
         async with self._exclusive():
-            wanted = name.name if isinstance(name, Handle) else name
-            return await self._executor.exchange(Fetch(wanted))
+            bindings = await self._renew_bindings()
+            return await bindings.get(name.name if isinstance(name, Handle) else name)
+
+    def _open_handles(self) -> SessionHandles:
+        if self._handles is None or self._phase == "closed":
+            raise SessionClosed(self._id, self._phase)
+        return self._handles
+
+    def _expire_bindings(self, run_id: int) -> None:
+        """Take note that the guest's variables are those of an earlier run, 0 for none."""
+        if self._handles is not None and self._bindings is not None:
+            self._handles.forget_since(run_id)
+            self._bindings.expire()
+
+    async def _renew_bindings(self) -> Bindings:
+        """Make variables again of handles that were, where the guest has lost them."""
+        assert self._bindings is not None
+        await self._bindings.renew()
+        return self._bindings
 
     async def _answer(
         self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
@@ -884,13 +984,14 @@ def _checked(code: object) -> str:
     return str.__str__(code)
 
 
-def _result(outcome: RunOutcome, run_id: int) -> ExecutionResult:
+def _result(outcome: RunOutcome, run_id: int, made: Mapping[str, Snapshot]) -> ExecutionResult:
     return ExecutionResult(
         value=outcome.value,
         stdout=outcome.stdout,
         error=str(outcome.failure) if outcome.failure is not None else None,
         stderr=outcome.stderr,
         displays=outcome.displays,
+        handles={**{handle.name: handle.snapshot for handle in outcome.handles}, **made},
         state=outcome.state,
         restored_to=outcome.restored_to,
         failure=outcome.failure,
@@ -918,7 +1019,7 @@ def _make_executor(name: str, options: dict[str, Any]) -> Executor:
     try:
         return made(**options)
     except TypeError as error:
-        if "policy" not in options:
+        if "policy" not in options or "'policy'" not in str(error):
             raise
         # a promise that a plug-in does not know of cannot be kept
         raise ConfigError(f"executor {name!r}", f"it takes no policy: {error}") from error

@@ -27,6 +27,12 @@ SHOWS = {
         "error: GuestDied",
         "counts: {'to': 2, 'be': 2, 'or': 2, 'not': 3}",
     ),
+    "handles.py": (
+        '{"type":"pandas.DataFrame","shape":[2000000,3]',
+        "handles: {'trips': [2000000, 4], 'long': [",
+        "long was made by run 1 from trips",
+        "still there: 2000000",
+    ),
     "main_job.py": ("178 wines of 3 growers", "flavanoids", "workflow separation:", "chart:"),
     "sandbox.py": (
         "sum of the prices: 7",

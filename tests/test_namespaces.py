@@ -14,6 +14,7 @@ from py_code_mode.environments import Overlay
 from py_code_mode.environments.base import host_environment
 from py_code_mode.errors import DependencyNotAllowed, InvalidCall, WorkflowNotApproved
 from py_code_mode.guest.errors import GUEST_ERRORS
+from py_code_mode.handles import SessionHandles
 from py_code_mode.namespaces import Namespaces
 from py_code_mode.stores import MemoryStore
 from py_code_mode.tools.registry import ToolRegistry
@@ -82,17 +83,19 @@ def namespaces_of(
     *,
     folder: Path | None = None,
     allowed: Sequence[str] | None = None,
+    requirements: Requirements | None = None,
 ) -> Namespaces:
     from pathlib import Path
 
-    requirements = Requirements(MemoryStore())
+    requirements = requirements or Requirements(MemoryStore())
     requirements.add("Configured_Package>=1")
     overlay = Overlay(folder or Path("unused"), host_environment())
     return Namespaces(
         tools=ToolRegistry(),
         workflows=library,
         artifacts=Artifacts(MemoryStore()),
-        deps=Dependencies(requirements, overlay, extra=["extra.dep"]),
+        deps=Dependencies(requirements, overlay, isolation=isolation, extra=["extra.dep"]),
+        handles=SessionHandles(),
         isolation=isolation,
         allowed_deps=allowed,
     )
@@ -210,6 +213,24 @@ async def test_host_itself_adds_anything(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(vars(found.dependencies)["_overlay"], "install", install)
     await found.deps.add("numpy")
     assert seen == ["numpy"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("isolation", "origin"), [("namespaces", "namespaces"), ("none", None), ("in_process", None)]
+)
+async def test_what_a_sandboxed_guest_adds_is_marked(
+    monkeypatch: pytest.MonkeyPatch, isolation: str, origin: str | None
+) -> None:
+    async def install(wanted: list[str]) -> dict[str, object]:
+        return {"failed": [], "installed": wanted}
+
+    requirements = Requirements(MemoryStore())
+    found = namespaces_of(WorkflowLibrary(MemoryStore()), isolation, requirements=requirements)
+    monkeypatch.setattr(vars(found.dependencies)["_overlay"], "install", install)
+    await call(found, "deps", "add", "theirs")
+    await found.deps.add("ours")
+    assert requirements.origins() == {"Configured_Package>=1": None, "theirs": origin, "ours": None}
 
 
 class Sandboxed(InProcessExecutor):

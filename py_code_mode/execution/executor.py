@@ -6,6 +6,7 @@ artifacts or dependencies: they come as one `Call` and a table of names.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, TypeAlia
 from anyio.abc import AsyncResource
 
 from py_code_mode.errors import CapabilityMissing, ConfigError
-from py_code_mode.results import Display, Event, Failure, Late, State
+from py_code_mode.results import Display, Event, Failure, Handle, Late, State
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,8 @@ class Capability:
     #: the limits of the policy hold for the session as a whole
     MEMORY_LIMIT: Final = "memory_limit"
     DISK_LIMIT: Final = "disk_limit"
+    #: a control group holds the memory: what no process maps counts too
+    MEMORY_GROUP: Final = "memory_group"
     #: memory with a name (/dev/shm): the locks, queues and pools of multiprocessing
     SHARED_MEMORY: Final = "shared_memory"
 
@@ -69,6 +72,24 @@ class Call(Protocol):
             CodeModeError: those of `py_code_mode.guest.errors` reach the guest as they are.
         """
         ...
+
+
+def seconds_of(timeout: object) -> float | None:
+    """A timeout in seconds; None where it is infinite.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not above zero.
+    """
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be seconds, not {type(timeout).__name__}")
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        seconds = math.inf
+    if math.isnan(seconds) or seconds <= 0:
+        raise ValueError(f"timeout must be above 0 seconds (math.inf: no limit), not {seconds}")
+    return None if math.isinf(seconds) else seconds
 
 
 #: What the guest is told of one namespace: its doc, methods (name, signature, doc) and errors.
@@ -91,6 +112,13 @@ class ExecutorConfig:
     extra_deps: tuple[str, ...] | None = None
     allow_runtime_deps: bool = True
 
+    def __post_init__(self) -> None:
+        if self.default_timeout is not None:
+            seconds_of(self.default_timeout)
+        extra: object = self.extra_deps
+        if isinstance(extra, str):  # its letters are texts, too
+            raise TypeError(f"extra_deps must be a tuple such as ({extra!r},), not {extra!r}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
@@ -99,7 +127,8 @@ class Setup:
     Attributes:
         session_id: for names and messages.
         namespaces: the table the guest builds its proxies from.
-        workdir: the guest's current directory; it exists, and its maker removes it.
+        workdir: the guest's current directory, absolute, without symbolic links; it exists, and
+            its maker removes it.
         is_workdir_private: it was made for this session only, so that an executor may give the
             guest another one that nobody else sees.
         overlay: folder with the session's own packages, put at the end of ``sys.path``.
@@ -125,7 +154,12 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOutcome:
-    """What a run gave; the fields are those of `ExecutionResult`."""
+    """What a run gave; the fields are those of `ExecutionResult`, and:
+
+    Attributes:
+        handles: large variables that the run has made or changed.
+        gone: those told of earlier that are no longer there, or no longer large.
+    """
 
     value: object = None
     failure: Failure | None = None
@@ -137,6 +171,8 @@ class RunOutcome:
     duration: float = 0.0
     late: Late = field(default_factory=Late)
     notes: tuple[str, ...] = ()
+    handles: tuple[Handle, ...] = ()
+    gone: tuple[str, ...] = ()
 
 
 #: Receives events while a run goes on; may be sync or async. Slow means that the guest waits; an
@@ -146,10 +182,30 @@ OnEvent: TypeAlias = Callable[[Event], object]
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Make `value` a variable of the guest."""
+    """Make `value` a variable of the guest, whatever had the name before; answered by True.
+
+    Attributes:
+        value: an object; or a `py_code_mode.codecs.values.SharedValue`, which is ready to be sent,
+            for an executor without `Capability.LIVE_VALUES`.
+        version: tells the values of one name apart, for an `Offer` that comes later.
+    """
 
     name: str
     value: object
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The same where that takes no variable from the user; answered by whether it was done.
+
+    It is not done where there is one of this name, unless that still is what was bound to it
+    earlier, in another version.
+    """
+
+    name: str
+    value: object
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +222,36 @@ class Release:
     name: str
 
 
-Exchange: TypeAlias = Bind | Fetch | Release
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Give the user's variables as a `SavedState` of at most `limit` bytes."""
+
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedState:
+    """Variables as bytes that a guest wrote and a guest may load: no host reads them.
+
+    Attributes:
+        parts: bytes-like.
+        types: of the variables, by name.
+        skipped: why the others could not be saved.
+    """
+
+    parts: Sequence[bytes | bytearray | memoryview]
+    types: Mapping[str, str]
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Put saved variables back; answered by their names. It runs what the bytes say."""
+
+    state: SavedState
+
+
+Exchange: TypeAlias = Bind | Offer | Fetch | Release | Save | Load
 
 
 class Checkpoint:
@@ -293,7 +378,7 @@ class Executor(AsyncResource, ABC):
 
     @abstractmethod
     async def exchange(self, message: Exchange) -> object:
-        """Bind, fetch or release a value between runs.
+        """Bind, fetch, release or save values between runs.
 
         Raises:
             ValueNotPortable: the value would not cross unaltered.

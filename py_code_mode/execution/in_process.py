@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, assert_never
 
 import anyio
 
@@ -48,16 +48,22 @@ from py_code_mode.execution.executor import (
     Executor,
     ExecutorConfig,
     Fetch,
+    Load,
+    Offer,
     OnEvent,
+    Release,
     RunOutcome,
     RunRequest,
+    Save,
+    SavedState,
     Setup,
 )
 from py_code_mode.execution.supervisor import Supervisor, to_the_end
 from py_code_mode.guest import displays, evaluate, proxies
 from py_code_mode.guest.errors import GUEST_ERRORS, from_facts, to_facts
 from py_code_mode.guest.evaluate import Interpreter, Outcome
-from py_code_mode.results import Called, Display, Failure
+from py_code_mode.guest.holdings import Holdings
+from py_code_mode.results import Called, Display, Failure, Handle, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -158,18 +164,33 @@ class InProcessExecutor(Executor):
                 self._guest = _Guest(self._setup, self._call, self._supervisor)
 
     async def exchange(self, message: Exchange) -> object:
-        variables = self._live().interpreter.globals
+        interpreter = self._live().interpreter
         match message:
-            case Bind(name, value):
-                variables[name] = value
-                return None
+            case Bind(name, value, version):
+                interpreter.bind(name, value, version)
+                return True
+            case Offer(name, value, version):
+                has_room = interpreter.holdings.has_room(name, version)
+                if has_room:
+                    interpreter.bind(name, value, version)
+                return has_room
             case Fetch(name):
                 try:
-                    return variables[name]
+                    return interpreter.holdings.find(name)
                 except KeyError:
                     raise HandleNotFound(name) from None
-            case _:
+            case Release(name):
+                interpreter.holdings.release(name)
                 return None
+            case Save(limit):
+                saved = interpreter.save(limit)
+                # copies: the variables live on
+                parts = [bytes(part) for part in saved.parts]
+                return SavedState(parts=parts, types=saved.types, skipped=saved.skipped)
+            case Load(state):
+                return interpreter.load([bytearray(part) for part in state.parts])
+            case _:
+                assert_never(message)
 
     async def interrupt(self) -> bool:
         return self._live().stop("interrupted")
@@ -205,6 +226,11 @@ class InProcessExecutor(Executor):
         await to_the_end(free)
 
 
+def _handle(sketch: Mapping[str, Any]) -> Handle:
+    snapshot = Snapshot(data=sketch["snapshot"])
+    return Handle(name=sketch["name"], type_name=sketch["type"], snapshot=snapshot)
+
+
 def _ends_line(text: str) -> bool:
     return "\n" in text or "\r" in text
 
@@ -232,9 +258,12 @@ class _Guest:
         self._flush_scheduled = False
         self._shown: list[Display] = []
         caller = _Caller(self)
-        reserved = proxies.build(caller, setup.namespaces, self._load_workflow)
+        holdings = Holdings()
+        reserved = proxies.build(caller, setup.namespaces, self._load_workflow, holdings)
         self.interpreter = Interpreter(
-            f"_code_mode_session_{next(_module_numbers)}", {**reserved, "display": self._display}
+            f"_code_mode_session_{next(_module_numbers)}",
+            {**reserved, "display": self._display},
+            holdings,
         )
         self._requests: SimpleQueue[RunRequest | None] = SimpleQueue()
         self._thread = threading.Thread(
@@ -432,6 +461,8 @@ class _Guest:
             duration=activity.duration,
             late=late,
             notes=(*outcome.notes, *notes),
+            handles=tuple(map(_handle, outcome.made)),
+            gone=tuple(outcome.gone),
         )
 
     def stop(self, reason: StopReason) -> bool:

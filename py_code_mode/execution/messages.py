@@ -47,10 +47,14 @@ class FailureMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     lineno: int | None
 
 
-class HandleMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A value that stays in the guest."""
+#: A name of a variable, or of a handle.
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=1000)]
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^_[0-9]{1,20}\Z")]
+
+class HandleMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A value that stays in the guest: a result (``_3``), or a variable."""
+
+    name: Name
     type: Annotated[str, msgspec.Meta(max_length=1000)]
     snapshot: dict[str, Any]
 
@@ -63,6 +67,8 @@ class Done(_Message, tag="done", frozen=True):
     value: Any = None
     handle: HandleMessage | None = None
     failure: FailureMessage | None = None
+    made: list[HandleMessage] = []
+    gone: list[Name] = []
 
 
 class ErrorMessage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from functools import cache
+from contextlib import asynccontextmanager
+from functools import cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol, TypeAlias, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NoReturn,
+    Protocol,
+    TypeAlias,
+    assert_never,
+    cast,
+)
 
 import anyio
 import msgspec
 
-from py_code_mode.codecs.values import decode_value, encode_value
+from py_code_mode.codecs.values import (
+    EXCHANGE_LIMIT,
+    SharedValue,
+    decode_value,
+    encode_value,
+    share_value,
+)
 from py_code_mode.errors import (
     CallFailed,
     CodeModeError,
@@ -42,25 +58,31 @@ from py_code_mode.execution.executor import (
     Call,
     Exchange,
     Fetch,
+    Load,
+    Offer,
     OnEvent,
+    Release,
     RunOutcome,
     RunRequest,
+    Save,
+    SavedState,
     Setup,
 )
 from py_code_mode.execution.process import describe_exit
 from py_code_mode.execution.sleepers import Sleeper
 from py_code_mode.guest.errors import GUEST_ERRORS, from_facts, to_facts
+from py_code_mode.guest.segments import size_of
 from py_code_mode.guest.values import LIBRARIES
+from py_code_mode.guest.variables import MAX_GONE, MAX_TOLD, is_large
 from py_code_mode.guest.wire import Frame, WireError, pack
 from py_code_mode.results import Called, Display, Failure, Handle, Late, Limit, Snapshot, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
     from py_code_mode.execution.channel import Channel
     from py_code_mode.execution.output import OutputPipe
     from py_code_mode.execution.supervisor import Supervisor
-    from py_code_mode.guest.wire import Buffer
 
 #: The incarnation of a session's first worker.
 FIRST = 1
@@ -72,6 +94,8 @@ EXCHANGE_TIMEOUT = 60.0
 HANG_UP_TIMEOUT = 1.0
 #: From the request to close to the end of the interpreter's own clean-up.
 CLOSE_TIMEOUT = 2.0
+#: Bytes of a value from which it is encoded and decoded on a thread.
+HEAVY = 256 << 10
 #: Bytes of a reply that need not wait for its turn.
 SMALL_REPLY = 4 << 10
 #: Bytes of an error that a call gives back.
@@ -262,7 +286,7 @@ class Worker:
             return
         size = len(frame.header)
         if frame.segments:
-            size += sum(memoryview(part).nbytes for part in frame.segments)
+            size += sum(map(size_of, frame.segments))
         if activity.call_bytes + size > MAX_OPEN_CALL_BYTES:
             reason = f"more than {MAX_OPEN_CALL_BYTES} bytes of arguments at once"
             self._reply_error(message.id, CallFailed(target, reason))
@@ -284,15 +308,14 @@ class Worker:
                 if activity.is_listened_to:
                     activity.tell(Called(message.ns, message.method))
                 result = await self._call(message.ns, message.method, positional, named)
-                tree, segments = encode_value(result)
-                header = messages.encode({"t": "reply", "id": message.id, "value": tree})
-                if not segments and len(header) <= SMALL_REPLY:
-                    self._channel.send(header)
+                if not is_large(result, SMALL_REPLY):
+                    tree, segments = encode_value(result)
+                    self._reply(message.id, tree, segments)
                     await self._channel.drain()
                     return
                 # one at a time: descriptors and copies of large replies are not made ahead
-                async with self._replying:
-                    self._channel.send(header, cast("list[Buffer]", segments))
+                async with self._replying, _shared(result) as shared:
+                    self._reply(message.id, shared.tree, shared.segments)
                     await self._channel.drain()
             except CodeModeError as error:
                 self._reply_error(message.id, error)
@@ -307,6 +330,9 @@ class Worker:
                 activity.call_bytes -= size
 
         activity.serve(self._supervisor, message.id, target, serve)
+
+    def _reply(self, identity: int, tree: object, segments: Sequence[Any]) -> None:
+        self._channel.send(messages.encode({"t": "reply", "id": identity, "value": tree}), segments)
 
     def _reply_error(self, identity: int, error: CodeModeError) -> None:
         if type(error).__name__ not in GUEST_ERRORS:
@@ -461,11 +487,15 @@ class Worker:
     ) -> EndedRun:
         value: object = None
         failure: Failure | None = None
+        made: tuple[Handle, ...] = ()
+        gone: tuple[str, ...] = ()
         if ended is not None:
             done, segments = ended
             notes = [*(note[:1000] for note in done.notes[:20]), *notes]
             try:
                 value = _value(done, segments)
+                made = tuple(_variable(message) for message in done.made[:MAX_TOLD])
+                gone = tuple(done.gone[:MAX_GONE])
             except ProtocolViolation as error:
                 self.on_channel_end(error.reason)
                 self.death = f"was ended: {error.reason}"
@@ -480,7 +510,7 @@ class Worker:
                 )
         if activity.gathered.left_out:
             notes.append(f"{activity.gathered.left_out} display(s) left out: too large in all")
-        return EndedRun(self, activity, late, notes, value, failure)
+        return EndedRun(self, activity, late, notes, value, failure, made, gone)
 
     def stop(self, reason: StopReason) -> bool:
         """Make the run that is going on stop; False where there is none."""
@@ -501,13 +531,22 @@ class Worker:
     async def exchange(self, message: Exchange) -> object:
         """Bind, fetch or release a value; see `Executor.exchange`."""
         match message:
-            case Bind(name, value):
-                tree, segments = encode_value(value)
-                return await self._ask({"t": "bind", "name": name, "value": tree}, segments)
+            case Bind(name, value, version) | Offer(name, value, version):
+                kind = "bind" if isinstance(message, Bind) else "offer"
+                header: dict[str, Any] = {"t": kind, "name": name, "version": version}
+                async with _shared(value) as shared:
+                    return await self._ask({**header, "value": shared.tree}, shared.segments)
             case Fetch(name):
-                return await self._ask({"t": "fetch", "name": name})
+                return await self._ask({"t": "fetch", "name": name, "limit": EXCHANGE_LIMIT})
+            case Release(name):
+                return await self._ask({"t": "release", "name": name})
+            case Save(limit):
+                told, parts = await self._hear({"t": "save", "limit": limit})
+                return _saved(told, parts, limit)
+            case Load(state):
+                return await self._ask({"t": "load"}, state.parts)
             case _:
-                return await self._ask({"t": "release", "name": message.name})
+                assert_never(message)
 
     async def reset(self) -> None:
         """Forget the user's variables."""
@@ -551,6 +590,17 @@ class Worker:
         return sleeper
 
     async def _ask(self, header: dict[str, Any], segments: Sequence[Any] = ()) -> object:
+        told, received = await self._hear(header, segments)
+        return await _answer(told, received)
+
+    async def _hear(
+        self, header: dict[str, Any], segments: Sequence[Any] = ()
+    ) -> tuple[object, Sequence[Any]]:
+        """Ask the guest; gives its answer as it came.
+
+        Raises:
+            CodeModeError: it answered with an error.
+        """
         if self.death is not None:
             raise GuestDied(self.death)
         self._next_exchange += 1
@@ -560,7 +610,8 @@ class Worker:
             self._channel.send(messages.encode({**header, "id": identity}), segments)
             with anyio.move_on_after(EXCHANGE_TIMEOUT):
                 answer, received = await answered
-                return _answer(answer, received, str(header.get("name")))
+                _check_answer(answer, str(header.get("name")))
+                return answer.value, received
         finally:
             self._answers.pop(identity, None)
         return await self._give_up()
@@ -611,6 +662,8 @@ class EndedRun:
         notes: list[str],
         value: object,
         failure: Failure | None,
+        made: tuple[Handle, ...],
+        gone: tuple[str, ...],
     ) -> None:
         self._worker = worker
         self._activity = activity
@@ -618,6 +671,7 @@ class EndedRun:
         self._notes = notes
         self._value = value
         self._failure = failure
+        self._made, self._gone = made, gone
 
     @property
     def was_stopped(self) -> bool:
@@ -656,6 +710,8 @@ class EndedRun:
             duration=activity.duration,
             late=self._late,
             notes=(*self._notes, *fate.notes),
+            handles=self._made if fate.state == "kept" else (),
+            gone=self._gone,
         )
 
 
@@ -667,12 +723,43 @@ def _short(fact: object) -> object:
     return fact
 
 
-def _answer(answer: messages.Answer, segments: Sequence[Any], name: str) -> object:
+def _saved(told: object, parts: Sequence[Any], limit: int) -> SavedState:
+    size = sum(memoryview(part).nbytes for part in parts)
+    try:
+        types, skipped = msgspec.convert(told, tuple[dict[str, str], dict[str, str]])
+    except msgspec.ValidationError as error:
+        raise ProtocolViolation(f"no saved state: {error}") from error
+    if not parts or size > limit + MAX_ERROR:
+        raise ProtocolViolation(f"a saved state of {size} bytes; {limit} were asked for")
+    return SavedState(parts=tuple(parts), types=types, skipped=skipped)
+
+
+@asynccontextmanager
+async def _shared(value: object) -> AsyncGenerator[SharedValue]:
+    """A value ready to be sent: as it was given, or made for this and let go of afterwards."""
+    if isinstance(value, SharedValue):
+        yield value
+        return
+    share = partial(share_value, value)
+    shared = await anyio.to_thread.run_sync(share) if is_large(value, HEAVY) else share()
+    try:
+        yield shared
+    finally:
+        shared.close()
+
+
+def _check_answer(answer: messages.Answer, name: str) -> None:
     if answer.error is not None:
         if answer.error.type == "KeyError":
             raise HandleNotFound(name)
         raise from_facts(answer.error.type, answer.error.facts)
-    return decode_value(answer.value, segments, writable=True)
+
+
+async def _answer(tree: object, segments: Sequence[Any]) -> object:
+    decode = partial(decode_value, tree, segments, writable=True, limit=EXCHANGE_LIMIT)
+    size = sum(map(size_of, segments))
+    # what is heavy to check must not keep other sessions waiting
+    return await anyio.to_thread.run_sync(decode) if size > HEAVY else decode()
 
 
 def _setup(incarnation: int, setup: Setup, protect: Protect, protect_bytes: int) -> bytes:
@@ -728,12 +815,21 @@ def _encode_text(header: dict[str, Any]) -> bytes:
 
 def _value(done: messages.Done, segments: Sequence[Any]) -> object:
     if done.handle is not None:
-        return Handle(
-            name=done.handle.name,
-            type_name=done.handle.type,
-            snapshot=Snapshot(data=done.handle.snapshot),
-        )
+        if done.handle.name != f"_{done.run}":
+            raise ProtocolViolation("a result of another run")
+        return _handle(done.handle)
     return decode_value(done.value, segments, writable=True)
+
+
+def _variable(message: messages.HandleMessage) -> Handle:
+    if not message.name.isidentifier():
+        raise ProtocolViolation("a variable whose name is none")
+    return _handle(message)
+
+
+def _handle(message: messages.HandleMessage) -> Handle:
+    snapshot = Snapshot.from_guest(message.snapshot, message.type)
+    return Handle(name=message.name, type_name=message.type, snapshot=snapshot)
 
 
 def _display(bundle: object) -> Display:

@@ -72,6 +72,38 @@ class ValueNotPortable(CodeModeError, TypeError):
         self.type_name, self.reason = type_name, reason
 
 
+class HandleError(CodeModeError):
+    """A handle cannot be used as was asked."""
+
+
+class HandleNotFound(HandleError, KeyError):
+    """There is no handle, and no variable, of this name.
+
+    Attributes:
+        advice: what may help.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        advice: str = "values of earlier runs are kept for a while only: assign what you need to "
+        "a variable",
+    ) -> None:
+        super().__init__(f"there is no value named {name!r}; {advice}")
+        self.name, self.advice = name, advice
+
+
+class HandlesFull(HandleError, MemoryError):
+    """Guest code has put as much into handles as it may; nothing was put."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            f"{name!r} was not put: {reason}; handles.delete(name) makes room, and artifacts keep "
+            "data beyond the session"
+        )
+        self.name, self.reason = name, reason
+
+
 class ConfinementFailed(CodeModeError):
     """A worker could not confine itself; it ran nothing.
 

@@ -10,15 +10,18 @@ import os
 import sys
 from types import ModuleType, TracebackType
 
+from .holdings import Holdings, sketch
 from .source import cell_mark, compile_cell, find_classes_of, forget, forget_module, remember
+from .variables import Variables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import traceback
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from types import FrameType
     from typing import Any
 
+    from .saving import Saved
     from .source import Cell
 
 #: Folders whose frames no traceback shows: they are ours.
@@ -37,14 +40,18 @@ class Outcome:
         value: of the last expression; None where there is none.
         failure: what went wrong as JSON values (type, message, traceback, lineno), or None.
         notes: what the user should know besides.
+        made: large variables that the cell made or changed, as `holdings.sketch` tells of them.
+        gone: names of those that are no longer there, or no longer large.
     """
 
-    __slots__ = ("failure", "notes", "value")
+    __slots__ = ("failure", "gone", "made", "notes", "value")
 
     def __init__(self) -> None:
         self.value: object = None
         self.failure: dict[str, Any] | None = None
         self.notes: list[str] = []
+        self.made: list[dict[str, Any]] = []
+        self.gone: list[str] = []
 
 
 class Interpreter:
@@ -54,9 +61,12 @@ class Interpreter:
         module_name: ``sys.modules`` entry that owns the namespace, so that classes and functions
             of cells pickle. ``__main__`` where the process belongs to the session.
         reserved: names that every run finds and `reset` puts back (the namespaces, ``display``).
+        holdings: what there is of the session's handles.
     """
 
-    def __init__(self, module_name: str, reserved: Mapping[str, object]) -> None:
+    def __init__(
+        self, module_name: str, reserved: Mapping[str, object], holdings: Holdings | None = None
+    ) -> None:
         self.module = ModuleType(module_name)
         self._module_name = module_name
         self._owns_main = module_name == "__main__"
@@ -65,6 +75,9 @@ class Interpreter:
         self.shown: Mapping[str, Any] | None = None
         self._flags = 0
         self._last: object = None
+        self._variables = Variables()
+        self.holdings = holdings or Holdings()
+        self.holdings.variables = self.globals
         sys.modules[module_name] = self.module
         self._fill()
         find_classes_of(module_name)
@@ -81,6 +94,8 @@ class Interpreter:
     def reset(self) -> None:
         """Forget every user variable; put the reserved names back."""
         self.globals.clear()
+        self.holdings.forget()
+        self._variables.forget()
         self._last = None
         self._flags = 0
         self._fill()
@@ -92,6 +107,27 @@ class Interpreter:
             __name__=self._module_name, __builtins__=builtins, __doc__=None, __spec__=None
         )
         self.globals.update(self._reserved)
+
+    def bind(self, name: str, value: object, version: int) -> None:
+        """Make a handle's value a variable."""
+        self.holdings.bind(name, value, version)
+        self._variables.note(name, value)
+
+    def save(self, limit: int) -> Saved:
+        """The user's variables as bytes for another day."""
+        from .saving import save
+
+        return save(self.globals, self._reserved, limit)
+
+    def load(self, parts: Sequence[Any]) -> list[str]:
+        """Put saved variables back; gives their names.
+
+        Raises:
+            Unloadable: they cannot be; nothing has changed.
+        """
+        from .saving import load
+
+        return load(self.globals, self._reserved, parts)
 
     def run(self, source: str, run_id: int) -> Outcome:
         """Evaluate one cell. Never raises, except when it is interrupted a second time."""
@@ -125,6 +161,8 @@ class Interpreter:
                 explanation = explain(error, self.shown)
                 if explanation is not None:
                     outcome.notes.append(explanation)
+        made, outcome.gone = self._variables.after_run(self.globals, source)
+        outcome.made = [sketch(name, value) for name, value in made.items()]
         # 10,000 small runs must not leave 10,000 sources behind
         if outcome.failure is None and (cell is None or not cell.defines):
             forget(filename)

@@ -1,6 +1,7 @@
 """Arrays and tables that cross: numpy, pandas, pyarrow, polars; unaltered, or not at all.
 
-numpy data crosses as its own bytes. A pandas object crosses as one Arrow IPC stream of
+numpy data crosses as its own bytes, and so does a frame that is one block of numbers, where its
+peer reads it at once. Else a pandas object crosses as one Arrow IPC stream of
 one record batch that holds all its row-length arrays (raw numbers, strings, masked and
 Arrow-backed columns) and a descriptor that says how the index, the column labels and each column
 are built from it; pandas' own Arrow metadata is never used, since reading it loses things and
@@ -18,10 +19,13 @@ hence the `Any`.
 # pyright: reportUnknownVariableType=false, reportUnknownArgumentType=false
 from __future__ import annotations
 
+import operator
 import struct
 import sys
+from itertools import repeat
 
 from .errors import ValueNotPortable
+from .segments import MEMFD_THRESHOLD, Pieces
 from .values import Decoder, Encoder, InvalidValue, MissingHere, named_zone, type_name
 
 TYPE_CHECKING = False  # typing itself takes milliseconds to import
@@ -244,15 +248,22 @@ def _decode_array(decoder: Decoder, payload: Any) -> Any:
     if type(sizes) is not list or len(sizes) > _DIMENSIONS or order not in ("C", "F"):
         raise InvalidValue("malformed array")
     shape = [_size(size) for size in sizes]
+    array = _array_over(np, decoder, blob, dtype, shape, order)
+    if kind == "scalar":
+        if shape:
+            raise InvalidValue("malformed scalar")
+        return array.copy()[()]
+    return array
+
+
+def _array_over(
+    np: Any, decoder: Decoder, blob: Any, dtype: Any, shape: list[int], order: str
+) -> Any:
+    """An array over a blob's own memory, where it can be; its contents checked."""
     data = decoder.blob(blob)
     if data.nbytes != _product(shape) * dtype.itemsize:
         raise InvalidValue("an array whose shape does not fit its bytes")
     array = np.ndarray(tuple(shape), dtype, data, order=order)
-    if kind == "scalar":
-        if shape:
-            raise InvalidValue("malformed scalar")
-        _check_contents(np, dtype, array)
-        return array.copy()[()]
     if not array.flags.aligned or (decoder.writable and not array.flags.writeable):
         array = array.copy(order="K")
     _check_contents(np, dtype, array)
@@ -345,12 +356,17 @@ def _arrow_excess(pa: Any, array: Any) -> bool:
     return bool(longest * len(array) > _EXPANDED)
 
 
-def _write_stream(pa: Any, schema: Any, batches: list[Any]) -> Any:
-    sink = pa.BufferOutputStream()
+def _write_stream(
+    encoder: Encoder, pa: Any, schema: Any, batches: list[Any], size: int | None = None
+) -> Any:
+    """A stream of the batches, of about so many bytes; in pieces that are theirs where it pays."""
+    pieces = Pieces()
+    in_pieces = encoder.in_pieces and (size is None or size >= MEMFD_THRESHOLD)
+    sink = pa.PythonFile(pieces, "w") if in_pieces else pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    return memoryview(sink.getvalue())
+    return pieces if in_pieces else memoryview(sink.getvalue())
 
 
 def _table_vector(data: bytes, table: int, slot: int) -> int:
@@ -388,7 +404,7 @@ def follow_root(data: bytes) -> int:
     return int(struct.unpack_from("<I", data, 0)[0])
 
 
-def _read_stream(view: memoryview) -> tuple[Any, list[Any], Any]:
+def _read_stream(decoder: Decoder, view: memoryview) -> tuple[Any, list[Any], Any]:
     """Schema and validated record batches of an Arrow stream, over its own memory."""
     pa = _here("pyarrow", "pyarrow.Table")
     __import__("pyarrow.ipc")
@@ -425,7 +441,8 @@ def _read_stream(view: memoryview) -> tuple[Any, list[Any], Any]:
             rows += batch.num_rows
             if rows > _FREE_ROWS + 8 * view.nbytes:
                 raise InvalidValue("more rows than bytes could hold")
-            batch.validate(full=True)
+            # in full, it reads every text and every offset
+            batch.validate(full=not decoder.trusts_sender)
             if any(_arrow_excess(pa, column) for column in batch.columns):
                 raise InvalidValue("a dictionary column that grows beyond bounds")
             batches.append(batch)
@@ -467,12 +484,12 @@ def _table_blob(encoder: Encoder, pa: Any, table: Any, value: Any) -> Any:
     if len(batches) + 16 > _MESSAGES // 2:
         table = table.combine_chunks()
         batches = table.to_batches()
-    return encoder.blob(_write_stream(pa, table.schema, batches), value)
+    return encoder.blob(_write_stream(encoder, pa, table.schema, batches, table.nbytes), value)
 
 
 def _decode_arrow(decoder: Decoder, payload: Any) -> Any:
     kind, blob = decoder.parts(payload, 2)
-    schema, batches, pa = _read_stream(decoder.blob(blob))
+    schema, batches, pa = _read_stream(decoder, decoder.blob(blob))
     if kind == "table":
         return pa.Table.from_batches(batches, schema)
     if kind == "batch":
@@ -537,7 +554,7 @@ def _decode_polars(decoder: Decoder, payload: Any) -> Any:
     kind, dtypes, blob, height = decoder.parts(payload, 4)
     if type(dtypes) is not list or any(type(dtype) is not str for dtype in dtypes):
         raise InvalidValue("malformed polars frame")
-    schema, batches, pa = _read_stream(decoder.blob(blob))
+    schema, batches, pa = _read_stream(decoder, decoder.blob(blob))
     for field in schema:
         _check_texts(pa, field)
     pl = _here("polars", kind)
@@ -606,9 +623,11 @@ class _PandasEncoder:
                 self.encoder.charge(self.encoder.limit + 1, value)
             index = self.index(value.index, True, "the index")
             labels = self.index(value.columns, False, "the column names")
-            for position, (label, series) in enumerate(value.items()):
-                where = f"column {_label(label, position)}"
-                columns.append(self.column(series.array, True, where))
+            columns = self.block(value)
+            if not columns:
+                for position, (label, series) in enumerate(value.items()):
+                    where = f"column {_label(label, position)}"
+                    columns.append(self.column(series.array, True, where))
             extra = [labels, walk(value.attrs, 50), value.flags.allows_duplicate_labels]
         elif kind is pd.Series:
             index = self.index(value.index, True, "the index")
@@ -625,7 +644,8 @@ class _PandasEncoder:
             names = [str(position) for position in range(len(self.rows))]
             batch = self.pa.RecordBatch.from_arrays(self.rows, names)
             self.encoder.charge(0 if batch.nbytes <= self.encoder.limit else batch.nbytes, value)
-            blob = self.encoder.blob(_write_stream(self.pa, batch.schema, [batch]), value)
+            stream = _write_stream(self.encoder, self.pa, batch.schema, [batch], batch.nbytes)
+            blob = self.encoder.blob(stream, value)
         tag = {pd.DataFrame: "DataFrame", pd.Series: "Series"}.get(kind, "Index")
         return [tag, len(value), index, columns, extra, blob]
 
@@ -659,6 +679,26 @@ class _PandasEncoder:
             )
         return ["index", self.column(index.array, rows, where), walk(index.name, 50)]
 
+    def block(self, frame: Any) -> list[Any]:
+        """All columns at once, where they are one block of numbers; else nothing.
+
+        It keeps its order in memory, so columns that lie across it are not gathered one by one.
+        """
+        np = self.np
+        manager = getattr(frame, "_mgr", None)
+        if not self.encoder.for_wire or getattr(manager, "is_single_block", None) is not True:
+            return []
+        dtype = frame.iloc[:, 0].dtype
+        if not isinstance(dtype, np.dtype) or dtype.kind not in "biuf" or dtype.char in "gG":
+            return []
+        if dtype.str[0] not in "<|":
+            return []
+        array = frame.to_numpy()
+        order = "C" if array.flags.c_contiguous else "F"
+        flat = np.ascontiguousarray(array if order == "C" else array.T).reshape(-1)
+        blob = self.encoder.blob(memoryview(flat.view(np.uint8)), self.value)
+        return ["block", str(dtype.str), order, blob]
+
     def numbers(self, array: Any, rows: bool) -> Any:
         """A numpy column: its dtype and, unless it is one of the rows, its bytes."""
         np, pa = self.np, self.pa
@@ -682,7 +722,7 @@ class _PandasEncoder:
             )
         if not rows:
             batch = pa.RecordBatch.from_arrays([array], ["values"])
-            return self.encoder.blob(_write_stream(pa, batch.schema, [batch]), array)
+            return self.encoder.blob(_write_stream(self.encoder, pa, batch.schema, [batch]), array)
         self.rows.append(array)
         return None
 
@@ -701,7 +741,7 @@ class _PandasEncoder:
         kind: type = type(dtype)
         if isinstance(dtype, np.dtype):
             if dtype.kind == "O":
-                return self.objects(array.tolist(), rows, where)
+                return self.objects(np.asarray(array), rows, where)
             if not re.fullmatch(_PLAIN_COLUMN, str(dtype.str)):
                 raise self.refuse(where, f"has dtype {dtype}, which Arrow lacks; convert it")
             return ["plain", *self.numbers(np.asarray(array), rows)]
@@ -743,28 +783,34 @@ class _PandasEncoder:
             raise self.refuse(where, f"stores its text as Arrow {kind}; convert it")
         return array
 
-    def objects(self, items: list[Any], rows: bool, where: str) -> Any:
+    def objects(self, array: Any, rows: bool, where: str) -> Any:
         """A column of dtype object that holds text, with None or with nan for what is missing."""
         pa = self.pa
-        kinds = {id(type(item)): type(item) for item in items}
-        plain = {id(str), id(type(None))}
         missing = "none"
-        if id(float) in kinds and id(type(None)) not in kinds:
-            plain, missing = {id(str), id(float)}, "nan"
-            if any(type(item) is float and item == item for item in items):  # not a nan
-                plain = set()
-            items = [None if type(item) is float else item for item in items]
-        if not set(kinds) <= plain:
-            found = ", ".join(sorted(type_name(kind) for kind in kinds.values())[:5])
-            raise self.refuse(
-                where,
-                f"holds Python objects ({found}), which Arrow would change; convert it, for "
-                "example with .astype(str), or send .tolist()",
-            )
+        # is, not ==, which a metaclass may define
+        if not all(map(operator.is_, map(type, array), repeat(str))):
+            items = array.tolist()
+            kinds = {id(type(item)): type(item) for item in items}
+            plain = {id(str), id(type(None))}
+            if id(float) in kinds and id(type(None)) not in kinds:
+                plain, missing = {id(str), id(float)}, "nan"
+                if any(type(item) is float and item == item for item in items):  # not a nan
+                    plain = set()
+            if not set(kinds) <= plain:
+                found = ", ".join(sorted(type_name(kind) for kind in kinds.values())[:5])
+                raise self.refuse(
+                    where,
+                    f"holds Python objects ({found}), which Arrow would change; convert it, for "
+                    "example with .astype(str), or send .tolist()",
+                )
         try:
-            return ["object", missing, self.arrow(pa.array(items, pa.large_string()), rows)]
+            # string: pyarrow takes several times as long to make or to read a large_string
+            text = pa.array(array, pa.string(), from_pandas=missing == "nan")
         except UnicodeEncodeError:
             raise self.refuse(where, "holds text that is not valid Unicode") from None
+        if isinstance(text, pa.ChunkedArray):
+            text = text.cast(pa.large_string())  # more than 2 GB
+        return ["object", missing, self.arrow(text, rows)]
 
 
 _MASKED = (
@@ -785,7 +831,7 @@ def _label(label: Any, position: int) -> str:
 class _PandasDecoder:
     """Builds a pandas object from its description and one validated record batch."""
 
-    def __init__(self, decoder: Decoder, count: int, blob: Any) -> None:
+    def __init__(self, decoder: Decoder, count: int, blob: Any, is_block: bool = False) -> None:
         self.pd: Any = _here("pandas", "pandas.DataFrame")
         self.np: Any = _here("numpy", "pandas.DataFrame")
         self.pa: Any = _here("pyarrow", "pandas.DataFrame")
@@ -797,13 +843,13 @@ class _PandasDecoder:
             self.columns = self.one_batch(self.memory)
             if any(len(column) != count for column in self.columns):
                 raise InvalidValue("a column of another length")
-        elif count > _FREE_ROWS:
+        elif count > _FREE_ROWS and not is_block:
             decoder.count(count)  # never enough
         self.columns.reverse()  # taken from the end
         self.base = self.address(self.memory)
 
     def one_batch(self, memory: memoryview) -> list[Any]:
-        _, batches, _ = _read_stream(memory)
+        _, batches, _ = _read_stream(self.decoder, memory)
         if len(batches) != 1:
             raise InvalidValue("a frame in pieces")
         return list(batches[0].columns)
@@ -842,6 +888,18 @@ class _PandasDecoder:
         if dtype.kind == "b" and len(array) and int(array.max()) > 1:
             raise InvalidValue("a bool that is neither 0 nor 1")
         return array.view(dtype)
+
+    def block(self, nodes: list[Any], width: int) -> Any:
+        """The numbers of a whole frame, rows by columns."""
+        import re
+
+        _, name, order, blob = self.decoder.parts(nodes, 4)
+        if type(name) is not str or not re.fullmatch(r"[<|](b1|[iu][1248]|f[248])", name):
+            raise InvalidValue("malformed frame")
+        if not width or order not in ("C", "F"):
+            raise InvalidValue("malformed frame")
+        dtype = self.np.dtype(name)
+        return _array_over(self.np, self.decoder, blob, dtype, [self.count, width], order)
 
     def flat(self, column: Any, stored: Any, kind: Any) -> Any:
         np = self.np
@@ -925,10 +983,10 @@ class _PandasDecoder:
     def _object(self, parts: list[Any], rows: bool) -> Any:
         missing, blob = parts
         column = self.arrow(blob, rows)
-        if column.type != self.pa.large_string() or missing not in ("none", "nan"):
+        kinds = (self.pa.string(), self.pa.large_string())
+        if column.type not in kinds or missing not in ("none", "nan"):
             raise InvalidValue("malformed column")
-        items = self.np.empty(len(column), object)
-        items[:] = column.to_pylist()
+        items = column.to_numpy(zero_copy_only=False, writable=True)
         if missing == "nan" and column.null_count:
             items[column.is_null().to_numpy(zero_copy_only=False)] = float("nan")
         return items
@@ -1024,10 +1082,11 @@ class _PandasDecoder:
 
 def _decode_pandas(decoder: Decoder, payload: Any) -> Any:
     tag, count, index_node, column_nodes, extra, blob = decoder.parts(payload, 6)
-    work = _PandasDecoder(decoder, _size(count), blob)
-    pd = work.pd
     if type(column_nodes) is not list:
         raise InvalidValue("malformed frame")
+    is_block = tag == "DataFrame" and column_nodes[:1] == ["block"]
+    work = _PandasDecoder(decoder, _size(count), blob, is_block)
+    pd = work.pd
     index = work.index(index_node, True)
     if len(index) != count:
         raise InvalidValue("an index of another length")
@@ -1039,6 +1098,12 @@ def _decode_pandas(decoder: Decoder, payload: Any) -> Any:
     if type(duplicates) is not bool:
         raise InvalidValue("malformed frame")
     labels = work.index(head, False) if tag == "DataFrame" else None
+    if labels is not None and is_block:
+        array = work.block(column_nodes, len(labels))
+        if not labels.is_unique or work.columns:
+            raise InvalidValue("malformed column names")
+        value = pd.DataFrame(array, index=index, columns=labels, copy=False)
+        return _with_extras(decoder, value, attrs, duplicates)
     arrays = [work.column(node, True) for node in column_nodes]
     if work.columns:
         raise InvalidValue("a frame with too many columns")
@@ -1058,6 +1123,10 @@ def _decode_pandas(decoder: Decoder, payload: Any) -> Any:
         # A hundred one-column blocks make pandas slow, and it warns of that.
         value = pd.DataFrame(series, index=index, copy=len(arrays) > 50)
         value.columns = labels
+    return _with_extras(decoder, value, attrs, duplicates)
+
+
+def _with_extras(decoder: Decoder, value: Any, attrs: Any, duplicates: bool) -> Any:
     extras = decoder.walk(attrs, 50)
     if type(extras) is not dict:
         raise InvalidValue("malformed attrs")

@@ -9,9 +9,10 @@ import fcntl
 import os
 import sys
 
-from . import displays, errors, proxies, snapshot, values, wire
+from . import displays, errors, proxies, values, wire
 from .branch import Branches
 from .evaluate import Interpreter
+from .holdings import Holdings, sketch
 from .port import HostGone, Interrupts, Port
 from .streams import Streams
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from .evaluate import Outcome
 
-#: How many results that cannot cross are kept for the host to ask for.
-HELD_RESULTS = 16
 MAX_DISPLAYS = 200
 _SIGKILL = 9  # the signal module takes milliseconds to import
 
@@ -35,7 +34,7 @@ class Worker:
         self._streams = Streams()
         self._interrupts = Interrupts()
         self._port = Port(fd, self._interrupts)
-        self._held: dict[str, object] = {}
+        self._holdings = Holdings()
         self._branches = Branches(self._port, self._streams, lambda: self._interpreter.globals)
         self._shown = 0
         self._overlay: str | None = None
@@ -59,7 +58,7 @@ class Worker:
                 self._branches.make(header["id"])
             else:
                 self._exchange(header, segments)
-                if kind in ("bind", "reset"):
+                if kind in ("bind", "offer", "load", "reset"):
                     self._branches.changed(0 if kind == "reset" else None)
 
     def _setup(self, header: dict[str, Any]) -> None:
@@ -69,8 +68,12 @@ class Worker:
         sys.path.insert(0, os.getcwd())
         if self._overlay:
             sys.path.append(self._overlay)
-        reserved = proxies.build(self._port, header["namespaces"], self._load_workflow)
-        self._interpreter = Interpreter("__main__", {**reserved, "display": self._display})
+        reserved = proxies.build(
+            self._port, header["namespaces"], self._load_workflow, self._holdings
+        )
+        self._interpreter = Interpreter(
+            "__main__", {**reserved, "display": self._display}, self._holdings
+        )
         self._interpreter.shown = header["shown"]
         displays.hook_pyplot(lambda: self._show)
         self._branches.set_up(header["protect"], header["protect_bytes"])
@@ -120,11 +123,17 @@ class Worker:
         self, outcome: Outcome, run_id: int, segments: list[wire.Buffer]
     ) -> dict[str, Any]:
         done: dict[str, Any] = {"notes": outcome.notes}
+        if outcome.made:
+            done["made"] = outcome.made
+        if outcome.gone:
+            done["gone"] = outcome.gone
         if outcome.failure is not None:
             done["failure"] = outcome.failure
         elif outcome.value is not None:
             try:
-                done["value"] = values.encode(outcome.value, segments, accepts=self._port.accepts)
+                done["value"] = values.encode(
+                    outcome.value, segments, accepts=self._port.accepts, for_wire=True
+                )
             except errors.ValueNotPortable:
                 segments.clear()
                 done["handle"] = self._hold(outcome.value, run_id)
@@ -136,16 +145,8 @@ class Worker:
     def _hold(self, value: object, run_id: int) -> dict[str, Any]:
         """Keep a value that cannot cross; give its name and description."""
         name = f"_{run_id}"
-        self._held[name] = value
-        while len(self._held) > HELD_RESULTS:
-            del self._held[next(iter(self._held))]
-        kind = type(value)
-        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-        return {
-            "name": name,
-            "type": f"{module}{kind.__qualname__}"[:500],
-            "snapshot": snapshot.snapshot(value),
-        }
+        self._holdings.hold_result(name, value)
+        return sketch(name, value)
 
     def _display(self, *objects: object) -> None:
         """Show objects richly: figures, images, HTML, or their text."""
@@ -185,17 +186,25 @@ class Worker:
             kind = header["t"]
             if kind == "reset":
                 self._interpreter.reset()
-                self._held.clear()
-            elif kind == "bind":
-                self._interpreter.globals[header["name"]] = values.decode(
-                    header["value"], segments, writable=True
-                )
+            elif kind in ("bind", "offer"):
+                answer["value"] = self._bind(header, segments)
             elif kind == "fetch":
+                value = self._holdings.find(header["name"])
                 answer["value"] = values.encode(
-                    self._find(header["name"]), out, accepts=self._port.accepts
+                    value,
+                    out,
+                    limit=header["limit"],
+                    accepts=self._port.accepts,
+                    for_wire=True,
                 )
             elif kind == "release":
-                self._held.pop(header["name"], None)
+                self._holdings.release(header["name"])
+            elif kind == "save":
+                saved = self._interpreter.save(header["limit"])
+                answer["value"] = [saved.types, saved.skipped]
+                out += saved.parts
+            elif kind == "load":
+                answer["value"] = self._interpreter.load(segments)
             else:
                 raise errors.InvalidCall("exchange", f"this worker does not know {kind!r}")
         except errors.CodeModeError as error:
@@ -210,12 +219,23 @@ class Worker:
                 "type": "CallFailed",
                 "facts": {"target": header["t"], "reason": reason},
             }
-        self._port.send(answer, out)
+        try:
+            self._port.send(answer, out)
+        except (wire.WireError, OSError, MemoryError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            facts = {"target": header["t"], "reason": reason}
+            self._port.send(
+                {"t": "answer", "id": header["id"], "error": {"type": "CallFailed", "facts": facts}}
+            )
 
-    def _find(self, name: str) -> object:
-        if name in self._held:
-            return self._held[name]
-        return self._interpreter.globals[name]
+    def _bind(self, header: dict[str, Any], segments: list[wire.Buffer]) -> bool:
+        """Make a value of the host's a variable; False where that would take one from the user."""
+        name, version = header["name"], header["version"]
+        if header["t"] == "offer" and not self._holdings.has_room(name, version):
+            return False
+        value = values.decode(header["value"], segments, writable=True, trusts_sender=True)
+        self._interpreter.bind(name, value, version)
+        return True
 
 
 def _failure(kind: str, message: str) -> dict[str, Any]:

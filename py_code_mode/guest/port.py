@@ -14,6 +14,7 @@ import sys
 import threading
 
 from . import errors, values, wire
+from .segments import advance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ class Port:
     def send(
         self,
         header: dict[str, Any],
-        segments: Sequence[wire.Buffer] = (),
+        segments: Sequence[wire.Segment] = (),
         passing: Sequence[int] = (),
     ) -> None:
         """Send one frame whole; blocks while the host does not read.
@@ -156,7 +157,7 @@ class Port:
             with self._send_lock:
                 first = fds
                 while buffers:
-                    buffers = wire.advance(buffers, wire.send_some(self._socket, buffers, first))
+                    buffers = advance(buffers, wire.send_some(self._socket, buffers, first))
                     first = []
         except (BrokenPipeError, ConnectionResetError) as error:
             raise HostGone from error
@@ -263,7 +264,9 @@ class Port:
             "run": self.run_id,
             "ns": namespace,
             "method": method,
-            "args": values.encode([*args, dict(kwargs)], segments, accepts=self.accepts),
+            "args": values.encode(
+                [*args, dict(kwargs)], segments, accepts=self.accepts, for_wire=True
+            ),
         }
         with self._turn:
             self._next_id += 1

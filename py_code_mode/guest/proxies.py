@@ -1,8 +1,8 @@
-"""The namespaces as guest code sees them: ``tools``, ``workflows``, ``artifacts``, ``deps``.
+"""The namespaces as guest code sees them: ``tools``, ``workflows``, ``artifacts``, ``deps``...
 
 What a namespace offers is told once, on the host; the guest gets its method names, signatures and
-docs as data and forwards whatever is called. Only workflows do something here: they run in the
-guest.
+docs as data and forwards whatever is called. Two do something here: workflows run in the guest,
+and handles of what cannot cross stay in it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from . import errors
+from .snapshot import snapshot
+from .values import type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from typing import Any, Protocol
+
+    from .holdings import Holdings
 
     class Caller(Protocol):
         """How a proxy reaches the host."""
@@ -194,6 +198,59 @@ class Workflow:
         return f"<workflows.{self.__name__}>"
 
 
+class Handles(Namespace):
+    """``handles.put(name, value)``, ``handles.get(name)`` and ``handles[name]``.
+
+    A value that cannot cross stays here; the host knows its name and description.
+    """
+
+    def __init__(
+        self, caller: Caller, name: str, description: Mapping[str, Any], holdings: Holdings
+    ) -> None:
+        super().__init__(caller, name, description)
+        self._holdings = holdings
+        self._methods += ["delete", "get", "put"]
+
+    def get(self, name: str) -> Any:
+        """The value behind a handle."""
+        if self._holdings.is_held(name):
+            return self._holdings.find(name)
+        try:
+            return self._caller.call(self._name, "fetch", (name,), {})
+        except errors.HandleNotFound:
+            try:
+                return self._holdings.find(name)
+            except KeyError:
+                pass
+            raise
+
+    def put(self, name: str, value: object, overwrite: bool = False) -> str:
+        """Keep a value under a name, beyond a reset; gives the name, with a suffix if taken."""
+        try:
+            used: Any = self._caller.call(self._name, "keep", (name, value, overwrite), {})
+        except errors.ValueNotPortable:
+            told = (name, type_name(type(value)), snapshot(value), overwrite)
+            used = self._caller.call(self._name, "hold", told, {})
+            self._holdings.hold(used, value)
+        else:
+            self._holdings.release(used)
+        return used
+
+    def delete(self, name: str) -> None:
+        """Forget a handle and its value; a variable of the same name stays."""
+        self._caller.call(self._name, "drop", (name,), {})
+        self._holdings.release(name)
+
+    __getitem__ = get
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+    def __iter__(self) -> Iterator[str]:
+        listed: Any = self._caller.call(self._name, "list", (), {})
+        return iter([str(entry["name"]) for entry in listed])
+
+
 class _Deeper:
     """Counts how deep workflows have invoked one another."""
 
@@ -236,10 +293,11 @@ def build(
     caller: Caller,
     table: Mapping[str, Mapping[str, Any]],
     load: Callable[[str, str], Callable[..., object]],
+    holdings: Holdings,
 ) -> dict[str, object]:
     """The namespaces of the host's table, by the name guest code finds them under.
 
-    `load` makes a function of a workflow's name and source.
+    `load` makes a function of a workflow's name and source; `holdings` are this side's handles.
     """
     namespaces: dict[str, object] = {}
     for name, description in table.items():
@@ -247,6 +305,8 @@ def build(
             namespaces[name] = Tools(caller, name, description)
         elif name == "workflows":
             namespaces[name] = Workflows(caller, name, description, load)
+        elif name == "handles":
+            namespaces[name] = Handles(caller, name, description, holdings)
         else:
             namespaces[name] = Namespace(caller, name, description)
     return namespaces

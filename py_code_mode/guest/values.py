@@ -21,13 +21,18 @@ import binascii
 import sys
 
 from .errors import ValueNotPortable
+from .segments import Pieces, Unavailable, size_of
 
 TYPE_CHECKING = False  # typing itself takes milliseconds to import
 if TYPE_CHECKING:
     from typing import Any, Callable, Sequence
 
 #: Total size in bytes above which `encode` refuses, unless told otherwise.
-DEFAULT_LIMIT = 64 * 1024 * 1024
+DEFAULT_LIMIT = 64 << 20
+#: The same for values that somebody asked for by name: what they lie in is shared, not copied.
+EXCHANGE_LIMIT = 16 << 30
+#: What the tree itself may hold, whatever the limit: it becomes one JSON text.
+MAX_TREE = 64 << 20
 #: Containers inside containers.
 MAX_DEPTH = 100
 #: Values inside one value, packed numbers counted too.
@@ -38,6 +43,7 @@ LIBRARIES: frozenset[str] = frozenset({"numpy", "pandas", "pyarrow", "polars"})
 _INLINE = 4096  # bytes of a leaf that still travel inside the tree
 _MANY = 8  # members from which it pays to ask whether all are of one type
 _PACK = 64  # elements from which a list of numbers travels packed
+_PACK_TEXT = 256 << 10  # characters from which a list of texts does
 _EXACT = 2**53  # ints that every JSON reader keeps
 _FRACTION_BITS = 1 << 14  # a Fraction is normalised when built: its cost is quadratic
 _SAME_HASH = 64  # members of one set or dict that may share a hash
@@ -64,42 +70,69 @@ def encode(
     *,
     limit: int = DEFAULT_LIMIT,
     accepts: frozenset[str] = LIBRARIES,
+    for_wire: bool = False,
+    in_pieces: bool = False,
 ) -> Any:
     """Return `value` as a JSON-able tree, its large leaves appended to `segments`.
 
-    Segments are bytes-like and may be views of the value's own memory: write them out before
-    the value can change.
+    Segments may be views of the value's own memory: write them out before the value can change.
 
     Args:
-        segments: empty, or the segments of values encoded before into the same message.
+        segments: empty, or the segments of values encoded before into the same message. They are
+            bytes-like, a table's an Arrow stream.
         limit: bytes, counted roughly while encoding.
         accepts: libraries the peer has (`LIBRARIES` names all that are known).
+        for_wire: for a peer that reads them at once: a segment may be `Pieces`, and a frame of
+            numbers comes as the block it lies in, rather than as a stream.
+        in_pieces: a large table's stream may be `Pieces`, which copy nothing.
 
     Raises:
         ValueNotPortable: a part of it cannot cross without being altered, or it is too large,
             too deep or contains itself.
     """
-    encoder = Encoder(segments, limit, accepts)
+    encoder = Encoder(segments, limit, accepts, for_wire, in_pieces)
     tree = encoder.walk(value, 0)
     encoder.charge(0, value)  # short texts are only counted
     return tree
 
 
-def decode(tree: Any, segments: Sequence[Any], *, writable: bool = False) -> Any:
+def encode_pickled(value: object, segments: list[Any], *, limit: int = DEFAULT_LIMIT) -> Any:
+    """Return any value that can be pickled as a tree, for a peer that trusts its sender.
+
+    That is a guest decoding what its host sent it, and nobody else (`decode`, `trusts_sender`).
+
+    Raises:
+        ValueNotPortable: it cannot be pickled, or is too large.
+    """
+    from . import pickled
+
+    return {"$pickle": pickled.encode(Encoder(segments, limit, LIBRARIES, True), value)}
+
+
+def decode(
+    tree: Any, segments: Sequence[Any], *, writable: bool = False, trusts_sender: bool = False
+) -> Any:
     """Return the value that `encode` was given, from input that may be hostile.
 
     Args:
         segments: bytes-like; every one must be used. Arrays may be views of them.
         writable: whether arrays and frames must be writable; those over a read-only segment are
             copied then.
+        trusts_sender: take what `encode_pickled` makes as well, which runs code of its sender's
+            choice, and take its word for the texts in Arrow data: never on a host.
 
     Raises:
         InvalidValue: it is not what `encode` makes; no other exception is ever raised.
         MissingHere: (an InvalidValue) it is, but needs what this side does not have.
     """
     try:
-        decoder = Decoder(segments, writable)
-        value = decoder.walk(tree, 0)
+        decoder = Decoder(segments, writable, trusts_sender)
+        if trusts_sender and type(tree) is dict and len(tree) == 1 and "$pickle" in tree:
+            from . import pickled
+
+            value = pickled.decode(decoder, tree["$pickle"])
+        else:
+            value = decoder.walk(tree, 0)
         decoder.finish()
     except InvalidValue:
         raise
@@ -179,11 +212,22 @@ def _method_for(kind: type) -> str | None:
 class Encoder:
     """One encoding under way; `frames` uses it for names, attributes and blobs."""
 
-    __slots__ = ("_active", "_nodes", "_size", "accepts", "limit", "segments")
+    __slots__ = (
+        "_active", "_apart", "_nodes", "_size", "accepts", "for_wire", "in_pieces", "limit",
+        "segments",
+    )  # fmt: skip
 
-    def __init__(self, segments: list[Any], limit: int, accepts: frozenset[str]) -> None:
+    def __init__(
+        self,
+        segments: list[Any],
+        limit: int,
+        accepts: frozenset[str],
+        for_wire: bool,
+        in_pieces: bool = False,
+    ) -> None:
         self.segments, self.limit, self.accepts = segments, limit, accepts
-        self._size = self._nodes = 0
+        self.for_wire, self.in_pieces = for_wire, for_wire or in_pieces
+        self._size = self._nodes = self._apart = 0
         self._active: dict[int, object] = {}
 
     def charge(self, size: int, value: object) -> None:
@@ -193,13 +237,22 @@ class Encoder:
             raise ValueNotPortable(
                 type_name(type(value)), f"too large: more than {self.limit:,} bytes"
             )
+        if self._size - self._apart > MAX_TREE:
+            raise ValueNotPortable(
+                type_name(type(value)),
+                f"too large: more than {MAX_TREE:,} bytes of small values; use an array or a "
+                "DataFrame",
+            )
 
     def blob(self, data: Any, value: object) -> Any:
         """A leaf's bytes: inline when small, else a new segment."""
-        view = memoryview(data)
-        self.charge(view.nbytes, value)
-        if view.nbytes < _INLINE:
-            return binascii.b2a_base64(view, newline=False).decode("ascii")
+        size = size_of(data)
+        if size < _INLINE:
+            self.charge(size, value)
+            small = bytes(data) if type(data) is Pieces else data
+            return binascii.b2a_base64(small, newline=False).decode("ascii")
+        self._apart += size
+        self.charge(size, value)
         self.segments.append(data)
         return len(self.segments) - 1
 
@@ -281,6 +334,8 @@ class Encoder:
                     }
             elif kind == _STR:
                 whole = "".join(items)
+                if len(whole) >= _PACK_TEXT:
+                    return self._texts(whole, items, owner)
                 if (whole.isascii() or _is_unicode(whole)) and (max(map(len, items)) < _INLINE):
                     self.charge(len(whole), owner)
                     return items
@@ -288,6 +343,15 @@ class Encoder:
                 return items
         walk, depth = self.walk, depth + 1
         return [walk(item, depth) for item in items]
+
+    def _texts(self, whole: str, items: list[Any], owner: object) -> Any:
+        from array import array
+
+        lengths = array("q", map(len, items))
+        if sys.byteorder != "little":
+            lengths.byteswap()
+        body = whole.encode("utf-8", "surrogatepass")
+        return {"$texts": [self.blob(body, owner), self.blob(lengths.tobytes(), owner)]}
 
     def _list(self, value: list[Any], depth: int) -> Any:
         return self.sequence(list(value), depth, value)
@@ -475,10 +539,10 @@ _BUILTIN: dict[int, Callable[[Encoder, Any, int], Any]] = {
 class Decoder:
     """One decoding under way; `frames` uses it for names, attributes and blobs."""
 
-    __slots__ = ("_nodes", "_segments", "_unused", "writable")
+    __slots__ = ("_nodes", "_segments", "_unused", "trusts_sender", "writable")
 
-    def __init__(self, segments: Sequence[Any], writable: bool) -> None:
-        self._segments, self.writable = segments, writable
+    def __init__(self, segments: Sequence[Any], writable: bool, trusts_sender: bool) -> None:
+        self._segments, self.writable, self.trusts_sender = segments, writable, trusts_sender
         self._unused = set(range(len(segments)))
         self._nodes = 0
 
@@ -498,7 +562,10 @@ class Decoder:
         if type(node) is not int or node not in self._unused:
             raise InvalidValue("a segment that does not exist, or was used before")
         self._unused.discard(node)
-        return memoryview(self._segments[node]).cast("B")
+        segment = self._segments[node]
+        if type(segment) is Unavailable:
+            raise MissingHere("a large value", segment.reason)
+        return memoryview(segment).cast("B")
 
     def count(self, nodes: int) -> None:
         """Count values; as many are refused as `encode` refuses."""
@@ -545,6 +612,8 @@ class Decoder:
                 return self._packed(node["$ints"], "q")
             if "$floats" in node:
                 return self._packed(node["$floats"], "d")
+            if "$texts" in node:
+                return self._texts(node["$texts"], MAX_DEPTH)
         if type(node) is not list:
             raise InvalidValue("not a sequence")
         self.count(len(node))
@@ -573,6 +642,21 @@ class Decoder:
     def _floats(self, payload: Any, depth: int) -> Any:
         del depth
         return self._packed(payload, "d")
+
+    def _texts(self, payload: Any, depth: int) -> list[Any]:
+        del depth
+        body, sizes = self.parts(payload, 2)
+        whole = str(self.blob(body), "utf-8", "surrogatepass")
+        texts: list[Any] = []
+        at = 0
+        for size in self._packed(sizes, "q"):
+            if size < 0:
+                raise InvalidValue("a text of negative length")
+            texts.append(whole[at : at + size])
+            at += size
+        if at != len(whole):
+            raise InvalidValue("texts of another length")
+        return texts
 
     def text(self, node: Any) -> str:
         if type(node) is str:
@@ -800,6 +884,7 @@ _TAGS: dict[str, Callable[[Decoder, Any, int], Any]] = {
     "$float": Decoder._float,  # pyright: ignore[reportPrivateUsage]
     "$ints": Decoder._ints,  # pyright: ignore[reportPrivateUsage]
     "$floats": Decoder._floats,  # pyright: ignore[reportPrivateUsage]
+    "$texts": Decoder._texts,  # pyright: ignore[reportPrivateUsage]
     "$bytes": Decoder._bytes,  # pyright: ignore[reportPrivateUsage]
     "$bytearray": Decoder._bytearray,  # pyright: ignore[reportPrivateUsage]
     "$tuple": Decoder._tuple,  # pyright: ignore[reportPrivateUsage]

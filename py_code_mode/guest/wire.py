@@ -2,42 +2,44 @@
 
 Layout, little endian::
 
-    u32 header bytes | u32 number of segments | u64 size of each segment | header | inline segments
+    u32 header bytes | u32 number of segments | u64 word of each segment | header | inline segments
 
-The top bit of a segment's size says that it comes as a file descriptor, a sealed memfd, passed
-with the frame's first bytes (Linux, `man 7 unix`); at most `MAX_FDS` a frame. The two top bits and
-nothing else say that a descriptor itself is what is passed: these come last, and only a reader that
-was told to takes them. Both sides read with `FrameReader`, which holds no more than it was sent and
-checks every length before it is believed.
+A word is the segment's size. With its top bit set the segment comes in a sealed memfd (`segments`),
+passed with the frame's first bytes (Linux, `man 7 unix`); with the third bit too, in the memfd of
+the one before it, behind it at the next multiple of `ALIGNMENT`; at most `MAX_FDS` a frame. The two
+top bits and nothing else say that a descriptor itself is what is passed: these come last, and only
+a reader that was told to takes them. Both sides read with `FrameReader`, which holds no more than
+it was sent and checks every length before it is believed.
 """
 
 from __future__ import annotations
 
 import _socket  # the extension itself: the socket module costs the worker's start milliseconds
 import array
-import fcntl
-import mmap
 import os
 import struct
-import sys
+
+from .segments import (
+    Sealed,
+    SegmentError,
+    Unavailable,
+    aligned,
+    map_sealed,
+    seal,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Union
+    from typing import Any
 
-    Buffer = Union[bytes, bytearray, memoryview]
+    from .segments import Buffer, Segment
 
 MAX_HEADER = 64 << 20
 MAX_INLINE = 128 << 20
 #: Texts from 4 KiB on are segments of their own, so a value can have many.
 MAX_SEGMENTS = 1 << 15
 MAX_FDS = 8
-#: From this size on a segment travels as a memfd; measured: the break-even with copying.
-MEMFD_THRESHOLD = 256 << 10
-#: Up to this size a received memfd is read, not mapped: a mapping keeps a descriptor open as long
-#: as the value lives (until Python 3.13), and results may be kept by the thousand.
-COPIED_SIZE = 16 << 20
 #: Above malloc's mmap threshold (128 KiB) each receive would map and unmap its buffer: 13 µs more.
 RECEIVE_SIZE = 64 << 10
 
@@ -45,10 +47,10 @@ _BUFFERS_PER_CALL = 512  # the kernel takes 1024
 _PREFIX = struct.Struct("<II")
 _BY_FD = 1 << 63
 _DESCRIPTOR = 0b11 << 62
-_NEEDED_SEALS = 0x0002 | 0x0004 | 0x0008  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
+_BEHIND = 1 << 61
+_SIZE = _BEHIND - 1
 _CONTROL_SIZE = _socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
 _CLOSE_ON_EXEC = getattr(_socket, "MSG_CMSG_CLOEXEC", 0)
-_HAS_MEMFD = sys.platform == "linux" and hasattr(os, "memfd_create")
 
 
 class WireError(Exception):
@@ -93,18 +95,19 @@ def discard(fd: int) -> None:
 
 
 def pack(
-    header: bytes, segments: Sequence[Buffer] = (), passing: Sequence[int] = ()
+    header: bytes, segments: Sequence[Segment] = (), passing: Sequence[int] = ()
 ) -> tuple[list[Buffer], list[int]]:
     """Buffers to send, and the descriptors that go with them (the caller closes those).
 
     Args:
         header: JSON text.
-        segments: binary data.
+        segments: binary data; what is sealed already is not copied. Those of one memfd are all
+            sent, in order, with no other large one between them.
         passing: descriptors to pass, for a reader that takes them; they stay the caller's.
 
     Raises:
         WireError: the frame is beyond the limits.
-        OSError: no memfd could be made (memory, open files).
+        OSError: no memfd could be made (memory, open files, RLIMIT_FSIZE).
     """
     if len(header) > MAX_HEADER:
         raise WireError(f"header of {len(header)} bytes is over the limit of {MAX_HEADER}")
@@ -112,77 +115,46 @@ def pack(
         return [_PREFIX.pack(len(header), 0) + header], []
     if len(segments) + len(passing) > MAX_SEGMENTS:
         raise WireError(f"{len(segments)} segments are over the limit of {MAX_SEGMENTS}")
-    most_memfds = MAX_FDS - len(passing)
-    sizes: list[int] = []
+    given = {id(one.memory) for one in segments if type(one) is Sealed}
+    if len(given) + len(passing) > MAX_FDS:
+        raise WireError(f"{len(given)} shared segments are over the limit of {MAX_FDS}")
+    words: list[int] = []
     inline: list[Buffer] = []
     fds: list[int] = []
     total = 0
+    last: Sealed | None = None
     try:
-        for segment in segments:
-            view = memoryview(segment).cast("B")
-            if view.nbytes >= MEMFD_THRESHOLD and len(fds) < most_memfds and _HAS_MEMFD:
-                fds.append(_sealed_memfd(view))
-                sizes.append(view.nbytes | _BY_FD)
+        for segment in seal(segments, MAX_FDS - len(given) - len(passing)):
+            if isinstance(segment, Sealed):
+                if segment.offset == 0:
+                    fds.append(segment.memory.copy())
+                    words.append(segment.nbytes | _BY_FD)
+                elif last is not None and (last.memory, aligned(last.offset + last.nbytes)) == (
+                    segment.memory,
+                    segment.offset,
+                ):
+                    words.append(segment.nbytes | _BY_FD | _BEHIND)
+                else:
+                    raise WireError("shared segments of one memfd are torn apart")
+                last = segment
             else:
+                view = memoryview(segment).cast("B")
                 total += view.nbytes
-                sizes.append(view.nbytes)
+                words.append(view.nbytes)
                 inline.append(view)
         if total > MAX_INLINE:
             raise WireError(f"{total} bytes of segments are over the limit of {MAX_INLINE}")
         for fd in passing:
             fds.append(os.dup(fd))
-            sizes.append(_DESCRIPTOR)
-    except BaseException:
+            words.append(_DESCRIPTOR)
+    except BaseException as error:
         for fd in fds:
             os.close(fd)
+        if isinstance(error, SegmentError):
+            raise WireError(str(error)) from error
         raise
-    head = _PREFIX.pack(len(header), len(sizes)) + struct.pack(f"<{len(sizes)}Q", *sizes) + header
+    head = _PREFIX.pack(len(header), len(words)) + struct.pack(f"<{len(words)}Q", *words) + header
     return [head, *inline], fds
-
-
-def _sealed_memfd(view: memoryview) -> int:
-    fd = os.memfd_create("code-mode", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        # write() rather than mmap: faster (no page faults), and a writable mapping forbids sealing
-        while view.nbytes:
-            view = view[os.write(fd, view) :]
-        fcntl.fcntl(fd, 1033, _NEEDED_SEALS | 0x0001)  # F_ADD_SEALS, and F_SEAL_SEAL
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def map_sealed(fd: int, size: int) -> Buffer:
-    """Map a received memfd, copy on write; the descriptor stays the caller's.
-
-    The seals are checked before mapping: a file that its sender can still shrink would kill the
-    reader with SIGBUS.
-    """
-    try:
-        # first of all: only a memfd is safe to ask more; a file of its sender's own file system
-        # (FUSE) could make fstat wait
-        seals = fcntl.fcntl(fd, 1034)  # F_GET_SEALS
-    except OSError as error:
-        raise WireError("a passed descriptor is not a memfd") from error
-    if seals & _NEEDED_SEALS != _NEEDED_SEALS:
-        raise WireError("a passed segment is not sealed")
-    status = os.fstat(fd)
-    if status.st_size != size:
-        raise WireError(f"a passed segment has {status.st_size} bytes, not {size}")
-    if size == 0:
-        return b""
-    if size <= COPIED_SIZE:
-        data = bytearray(size)
-        view = memoryview(data)
-        done = 0
-        while done < size:
-            got = os.preadv(fd, [view[done:]], done)
-            if not got:
-                raise WireError("a passed segment ended early")
-            done += got
-        return data
-    return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
 
 
 class FrameReader:
@@ -234,40 +206,72 @@ class FrameReader:
         if len(buffer) < start:
             self._needed = start
             return None
-        sizes = struct.unpack_from(f"<{count}Q", buffer, _PREFIX.size) if count else ()
-        inline = sum(size for size in sizes if not size & _BY_FD)
+        words = struct.unpack_from(f"<{count}Q", buffer, _PREFIX.size) if count else ()
+        memfds: list[list[int]] = []
+        passed = 0
+        whole = inline = sum(words)
+        if whole >= _BY_FD:  # else no word has its top bit set
+            inline = sum(word for word in words if not word & _BY_FD)
         if inline > MAX_INLINE:
             raise WireError(f"{inline} bytes of segments are over the limit of {MAX_INLINE}")
         end = start + header_size + inline
         if len(buffer) < end:
             self._needed = end
             return None
-        by_fd = len([size for size in sizes if size & _BY_FD])
-        if by_fd > min(len(self._fds), MAX_FDS):
-            raise WireError(f"a frame speaks of {by_fd} descriptors; {len(self._fds)} were passed")
-        passed = sizes.count(_DESCRIPTOR) if by_fd else 0
-        if passed:
-            if passed > self._most_passed or _DESCRIPTOR in sizes[:-passed]:
-                raise WireError("a frame passes a descriptor where none is taken")
-            sizes = sizes[:-passed]
+        if whole >= _BY_FD:
+            passed = words.count(_DESCRIPTOR)
+            if passed:
+                if passed > self._most_passed or _DESCRIPTOR in words[:-passed]:
+                    raise WireError("a frame passes a descriptor where none is taken")
+                words = words[:-passed]
+            memfds = _memfds(words)
+            by_fd = len(memfds) + passed
+            if by_fd > min(len(self._fds), MAX_FDS):
+                raise WireError(
+                    f"a frame speaks of {by_fd} descriptors; {len(self._fds)} were passed"
+                )
         at = start + header_size
         header = bytes(buffer[start:at])
-        segments: list[Buffer] = []
-        for size in sizes:
-            if size & _BY_FD:
-                fd = self._fds.pop(0)
-                try:
-                    segments.append(map_sealed(fd, size & ~_BY_FD))
-                finally:
-                    discard(fd)
+        mapped: list[Any] = []
+        for sizes in memfds:
+            mapped += self._map(sizes)
+        mapped.reverse()  # taken from the end
+        segments: list[Any] = []
+        for word in words:
+            if word & _BY_FD:
+                segments.append(mapped.pop())
             else:
                 # a bytearray, so that what is built over it can be written to
-                segments.append(buffer[at : at + size])
-                at += size
+                segments.append(buffer[at : at + word])
+                at += word
         del buffer[:end]
         self._needed = _PREFIX.size
         descriptors = [self._fds.pop(0) for _ in range(passed)]
         return Frame(header, segments, descriptors)
+
+    def _map(self, sizes: list[int]) -> list[Any]:
+        """The segments of the next memfd."""
+        fd = self._fds.pop(0)
+        places: list[int] = []
+        end = 0
+        for size in sizes:
+            places.append(aligned(end))
+            end = places[-1] + size
+        try:
+            whole = map_sealed(fd, end)
+        except SegmentError as error:
+            raise WireError(str(error)) from error
+        except (OSError, MemoryError) as error:
+            # its sender did nothing wrong, and the header says whom to tell
+            return [
+                Unavailable(size, f"no memory for its {end:,} bytes: {error}") for size in sizes
+            ]
+        finally:
+            discard(fd)
+        if len(sizes) == 1:
+            return [whole]
+        view = memoryview(whole)
+        return [view[at : at + size] for at, size in zip(places, sizes, strict=True)]
 
     def close(self) -> None:
         """Close descriptors that no frame has claimed."""
@@ -311,11 +315,15 @@ def send_some(sock: _socket.socket, buffers: Sequence[Buffer], fds: Sequence[int
     return sock.sendmsg(buffers[:_BUFFERS_PER_CALL], [rights])
 
 
-def advance(buffers: list[Buffer], sent: int) -> list[Buffer]:
-    """What is left of `buffers` after `sent` bytes went."""
-    for index, buffer in enumerate(buffers):
-        size = memoryview(buffer).nbytes
-        if sent < size:
-            return [memoryview(buffer)[sent:], *buffers[index + 1 :]]
-        sent -= size
-    return []
+def _memfds(words: Sequence[int]) -> list[list[int]]:
+    """The sizes of the segments in each memfd."""
+    memfds: list[list[int]] = []
+    for word in words:
+        if word & _BY_FD:
+            if word & (_DESCRIPTOR ^ _BY_FD) or (word & _BEHIND and not memfds):
+                raise WireError("a segment whose place cannot be")
+            if word & _BEHIND:
+                memfds[-1].append(word & _SIZE)
+            else:
+                memfds.append([word & _SIZE])
+    return memfds

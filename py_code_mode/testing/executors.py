@@ -41,6 +41,7 @@ from py_code_mode.execution.executor import (
     Capability,
     Executor,
     Fetch,
+    Offer,
     OnEvent,
     Release,
     RunOutcome,
@@ -51,7 +52,7 @@ from py_code_mode.namespaces import Namespaces
 from py_code_mode.results import Called, Event, Handle, Output, Shown
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
 __all__ = ["ExecutorContract", "OpenGuest"]
 
@@ -191,6 +192,21 @@ class OpenGuest:
 def add(a: int, b: int = 1) -> int:
     """A tool."""
     return a + b
+
+
+def meeting(count: int) -> Callable[[int], Awaitable[int]]:
+    """A tool that gives minus its argument once so many callers wait for it."""
+    arrived: list[int] = []
+    everybody = anyio.Event()
+
+    async def meet(number: int) -> int:
+        arrived.append(number)
+        if len(arrived) == count:
+            everybody.set()
+        await everybody.wait()
+        return -number
+
+    return meet
 
 
 def show_when_told(guest: OpenGuest, statement: str) -> str:
@@ -709,6 +725,37 @@ class ExecutorContract(ABC):
             await executor.exchange(Release("no_such"))
             assert await guest.value("given['b']") == b"\0"
 
+    async def test_offered_values_take_no_variable_from_the_user(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.EXCHANGE)
+            exchange = guest.executor.exchange
+            await guest.value("mine = 1\nmine")
+            assert not await exchange(Offer("mine", "theirs", 1))
+            assert await exchange(Offer("free", "first", 1))
+            assert not await exchange(Offer("free", "first", 1))  # it is there already
+            assert await exchange(Offer("free", "second", 2))
+            assert await guest.value("mine, free") == (1, "second")
+            await guest.value("free = 'changed'\nfree")
+            assert not await exchange(Offer("free", "third", 3))
+            assert await exchange(Bind("free", "fourth", 4))
+            assert await guest.value("mine, free") == (1, "fourth")
+            await guest.executor.reset()
+            assert await exchange(Offer("free", "fourth", 4))
+
+    async def test_large_variables_are_told_of(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.EXCHANGE)
+            outcome = await guest.run("text = 'x' * 100_000\nsmall = 1")
+            assert [(handle.name, handle.type_name) for handle in outcome.handles] == [
+                ("text", "str")
+            ]
+            assert outcome.handles[0].snapshot.data["length"] == 100_000
+            assert len(outcome.handles[0].snapshot.to_text()) < 2000
+            assert (await guest.run("small + 1")).handles == ()
+            assert (await guest.run("del text")).gone == ("text",)
+            await guest.executor.exchange(Bind("given", "y" * 100_000))
+            assert (await guest.run("given = given\nlen(given)")).handles == ()
+
     async def test_values_are_not_exchanged_where_that_is_not_offered(self) -> None:
         async with self.open() as guest:
             if Capability.EXCHANGE in guest.executor.capabilities:
@@ -967,36 +1014,16 @@ class ExecutorContract(ABC):
             assert await guest.value("tools['add'](3)") == 4
 
     async def test_calls_work_in_asynchronous_code_and_side_by_side(self) -> None:
-        started: list[int] = []
-        all_started = anyio.Event()
-
-        async def meet(number: int) -> int:
-            started.append(number)
-            if len(started) == 5:
-                all_started.set()
-            await all_started.wait()
-            return number * 2
-
-        async with self.open(meet=meet, add=add) as guest:
+        async with self.open(meet=meeting(5), add=add) as guest:
             code = (
                 "import asyncio\n"
                 "await asyncio.gather(*(tools.meet.call_async(i) for i in range(5)))"
             )
-            assert await guest.value(code) == [0, 2, 4, 6, 8]
+            assert await guest.value(code) == [0, -1, -2, -3, -4]
             assert await guest.value("await asyncio.sleep(0)\ntools.add(1)") == 2
 
     async def test_threads_of_a_cell_call_side_by_side(self) -> None:
-        arrived: list[int] = []
-        everybody = anyio.Event()
-
-        async def meet(number: int) -> int:
-            arrived.append(number)
-            if len(arrived) == 4:
-                everybody.set()
-            await everybody.wait()
-            return -number
-
-        async with self.open(meet=meet) as guest:
+        async with self.open(meet=meeting(4)) as guest:
             code = (
                 "from concurrent.futures import ThreadPoolExecutor\n"
                 "with ThreadPoolExecutor(4) as pool: r = list(pool.map(tools.meet, range(4)))\nr"

@@ -23,9 +23,12 @@ from py_code_mode.execution.executor import (
     Executor,
     ExecutorConfig,
     Fetch,
+    Offer,
     OnEvent,
     RunOutcome,
     RunRequest,
+    Save,
+    SavedState,
     Setup,
 )
 from py_code_mode.results import Failure, Output
@@ -48,7 +51,9 @@ class FakeExecutor(Executor):
     """
 
     name = "fake"
-    offers = frozenset({Capability.TIMEOUT, Capability.RESET, Capability.EXCHANGE})
+    offers = frozenset(
+        {Capability.TIMEOUT, Capability.RESET, Capability.EXCHANGE, Capability.LIVE_VALUES}
+    )
 
     def __init__(
         self,
@@ -107,11 +112,15 @@ class FakeExecutor(Executor):
         match message:
             case Bind(name, value):
                 self.variables[name] = value
-                return None
+                return True
+            case Offer(name, value):
+                return self.variables.setdefault(name, value) is value
             case Fetch(name):
                 if name not in self.variables:
                     raise HandleNotFound(name)
                 return self.variables[name]
+            case Save():
+                return SavedState(parts=[b""], types={}, skipped={})
             case _:
                 return None
 

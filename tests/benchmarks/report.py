@@ -64,9 +64,14 @@ def summarised(
 
 @dataclass(slots=True)
 class Report:
-    """The rows of one run."""
+    """The rows of one run.
+
+    Attributes:
+        tables: Markdown that stands below the rows.
+    """
 
     rows: list[Row] = field(default_factory=list[Row])
+    tables: list[str] = field(default_factory=list[str])
     load_at_start: float = field(default_factory=lambda: os.getloadavg()[0])
 
     def add(self, *rows: Row) -> None:
@@ -100,7 +105,7 @@ class Report:
             lines.append(
                 f"| {row.name} | {row.median:.4g} {row.unit} | {row.best:.4g} | {bound} | {holds} |"
             )
-        return "\n".join(lines)
+        return "\n\n".join(["\n".join(lines), *self.tables])
 
     def write(self, path: Path) -> None:
         """Write the table, and the same as JSON beside it."""

@@ -14,6 +14,7 @@ import pytest
 from py_code_mode.execution import channel as channel_module
 from py_code_mode.execution.channel import Channel
 from py_code_mode.guest import wire
+from py_code_mode.guest.segments import MEMFD_THRESHOLD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -215,12 +216,12 @@ async def test_one_frame_may_be_larger_than_the_queue(
 @linux
 async def test_descriptors_of_what_is_sent_are_closed(peer: Peer) -> None:
     before = open_files()
-    peer.channel.send(b"{}", [b"x" * wire.MEMFD_THRESHOLD] * 3)
+    peer.channel.send(b"{}", [b"x" * MEMFD_THRESHOLD] * 3)
     await peer.channel.drain()
     assert open_files() == before
     data, fds = wire.receive(peer.socket)
     (frame,) = wire.FrameReader().feed(data, fds)
-    assert {bytes(part) for part in frame.segments} == {b"x" * wire.MEMFD_THRESHOLD}
+    assert {bytes(part) for part in frame.segments} == {b"x" * MEMFD_THRESHOLD}
 
 
 @linux
@@ -228,7 +229,7 @@ async def test_descriptors_of_what_is_queued_are_closed_with_the_channel(peer: P
     before = open_files()
     peer.channel.send(b"x" * LARGE)
     for _ in range(5):
-        peer.channel.send(b"{}", [b"x" * wire.MEMFD_THRESHOLD])
+        peer.channel.send(b"{}", [b"x" * MEMFD_THRESHOLD])
     assert open_files() == before + 5
     peer.channel.close()
     assert open_files() == before - 1  # and its own socket
@@ -237,7 +238,7 @@ async def test_descriptors_of_what_is_queued_are_closed_with_the_channel(peer: P
 @linux
 async def test_a_queued_frame_keeps_its_descriptors_and_its_place(peer: Peer) -> None:
     peer.channel.send(b"x" * LARGE)
-    peer.channel.send(b"second", [b"y" * wire.MEMFD_THRESHOLD, b"inline"])
+    peer.channel.send(b"second", [b"y" * MEMFD_THRESHOLD, b"inline"])
     peer.channel.send(b"third")
     frames: list[wire.Frame] = []
     reading = anyio.to_thread.run_sync(peer.read_all)
@@ -251,7 +252,7 @@ async def test_a_queued_frame_keeps_its_descriptors_and_its_place(peer: Peer) ->
         with anyio.fail_after(PATIENCE):
             frames.extend(await reading)
     assert [frame.header[:10] for frame in frames] == [b"x" * 10, b"second", b"third"]
-    assert bytes(frames[1].segments[0]) == b"y" * wire.MEMFD_THRESHOLD
+    assert bytes(frames[1].segments[0]) == b"y" * MEMFD_THRESHOLD
     assert bytes(frames[1].segments[1]) == b"inline"
 
 

@@ -159,7 +159,15 @@ send(frame(b'{"t":"done","inc":1,"run":2,"notes":[],"value":' + b'[' * 400 + b']
     "deeper nesting in a value": """
 send(frame(b'{"t":"display","inc":1,"run":2,"data":' + b'[' * 100_000 + b']' * 100_000 + b'}'))
 """,
-    "a value of no kind": "send(frame(done(value={'$pickle': 'gASVAA=='})))",
+    "a value of no kind": "send(frame(done(value={'$magic': 'gASVAA=='})))",
+    "a pickle, which the host sends and never takes": """
+import base64, pickle
+class Trap:
+    def __reduce__(self):
+        return os.mkdir, ("trap",)
+text = base64.b64encode(pickle.dumps(Trap())).decode()
+send(frame(done(value={'$pickle': ['Trap', text, []]})))
+""",
     "a value with a bogus segment": "send(frame(done(value={'$bytes': 7})))",
     "a segment of no value": "send(frame(done(value=1), 3, inline=b'abc'))",
     "a segment used twice": """
@@ -188,6 +196,12 @@ send(frame(done(value={'$bytes': 0}), BY_FD | 4096), memfd(9))
 """,
     "a memfd of 1 TB, all holes": """
 send(frame(done(value={'$bytes': 0}), BY_FD | 1 << 40), memfd(1 << 40))
+""",
+    "a segment behind none": """
+send(frame(done(value={'$bytes': 0}), BY_FD | 1 << 61 | 9), memfd(9))
+""",
+    "a memfd that holds less than its segments": """
+send(frame(done(value=[{'$bytes': 0}, {'$bytes': 1}]), BY_FD | 9, BY_FD | 1 << 61 | 9), memfd(9))
 """,
     "memfds that add up": """
 send(
@@ -470,8 +484,8 @@ slow = Slow()
 """
     )
     with anyio.fail_after(PATIENCE), pytest.raises(GuestDied):
-        await pair.hostile.put("slow", 1)
+        await pair.hostile.put("slow", 1, overwrite=True)
     await pair.check_other()
-    result = await pair.hostile.run("1 + 1")
+    result = await pair.hostile.run("slow + 1")
     assert result.value == 2
     assert result.state != "kept"

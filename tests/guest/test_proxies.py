@@ -11,6 +11,7 @@ import pytest
 
 from py_code_mode.errors import ToolNotFound, WorkflowTooDeep
 from py_code_mode.guest.evaluate import Interpreter
+from py_code_mode.guest.holdings import Holdings
 from py_code_mode.guest.proxies import MAX_DEPTH, build
 from py_code_mode.namespaces import Namespaces
 
@@ -43,7 +44,7 @@ def namespaces(host: Host) -> dict[str, Any]:
     def load(name: str, source: str) -> Callable[..., object]:
         return interpreter.load_workflow(name, source)
 
-    made: dict[str, Any] = build(host, Namespaces.describe(), load)
+    made: dict[str, Any] = build(host, Namespaces.describe(), load, Holdings())
     interpreter = Interpreter("_proxies_under_test", made)
     interpreter.close()
     return made

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from py_code_mode.guest.errors import ValueNotPortable
 from py_code_mode.guest.values import (
+    EXCHANGE_LIMIT,
     MAX_DEPTH,
     MAX_NODES,
     InvalidValue,
@@ -76,6 +77,8 @@ PLAIN: list[object] = [
     "", "text", "nul \0 and \u2028", "🐍", "\ud800", "a\udfff" * 3000, "é" * 10_000, "x" * 4096,
     b"", b"\0\xff", b"x" * 100_000, bytearray(b"abc"), bytearray(b"y" * 9000),
     [], [1, "a", None], [1] * 500, [2**63] + [1] * 100, [0.5] * 500, [math.nan, -0.0] * 100,
+    [f"{n} é🐍" for n in range(40_000)], ["\ud800" * 40_000] * 9, ["", "x" * 300_000, *"abcdefg"],
+    {"keys" * 9 + str(n): "v" for n in range(9000)}, tuple(f"{n:060}" for n in range(6000)),
     ["s"] * 200, ["\ud800"] * 100, ["x" * 5000, "y"], [True, None], [True] * 100, [1, True, 1.0],
     {}, {"a": 1}, {"b": 1, "a": 2}, {1: "int", "1": "str"}, {"$int": "7"}, {"$": 1, "b": 2},
     {"\ud800": 1}, {None: 1, (1, 2): [3], 1.5: {}}, {str(i): i for i in range(300)},
@@ -237,6 +240,18 @@ def test_too_much_is_refused() -> None:
         encode(Fraction(1, 3**20_000), [])
 
 
+def test_what_would_make_too_long_a_json_text_is_refused_whatever_the_limit() -> None:
+    small = [{"a": "x" * 4000, "b": 1} for _ in range(17_000)]
+    with pytest.raises(ValueNotPortable, match="of small values"):
+        encode(small, [], limit=EXCHANGE_LIMIT)
+    texts = ["x" * 4000 for _ in range(17_000)]
+    with pytest.raises(ValueNotPortable, match="too large"):
+        encode(texts, [])
+    segments: list[Any] = []
+    tree = encode(texts, segments, limit=EXCHANGE_LIMIT)
+    assert decode(tree, segments) == texts
+
+
 def test_members_that_share_a_hash_are_refused_on_both_sides() -> None:
     crowd = [k * (2**61 - 1) for k in range(1, 200)]
     for value in (set(crowd), frozenset(crowd), dict.fromkeys(crowd)):
@@ -272,7 +287,10 @@ def test_members_that_share_a_hash_are_refused_on_both_sides() -> None:
         {"$decimal": "1E+99999999999999999999"}, {"$fraction": [2, 4]}, {"$fraction": [1, 0]},
         {"$fraction": [1, -3]}, {"$fraction": [1, {"$int": "f" * 5000}]}, {"$uuid": "zz"},
         {"$uuid": "{" + "0" * 30 + "}"}, {"$path": 1}, {"$frame": None}, {"$frame": []},
-        {"$frame": ["nope"]}, {"$frame": [[]]},
+        {"$frame": ["nope"]}, {"$frame": [[]]}, {"$texts": []}, {"$texts": "YWJj"},
+        {"$texts": ["YWJj", "AgAAAAAAAAA="]}, {"$texts": ["YWJj", "BAAAAAAAAAA="]},
+        {"$texts": ["YWJj", "//////////8EAAAAAAAAAA=="]}, {"$texts": ["/w==", "AQAAAAAAAAA="]},
+        {"$texts": ["YWJj", "AwAAAA=="]}, {"$texts": ["YWJj"]}, {"$tuple": {"$texts": [0, 1]}},
     ],
     ids=lambda tree: ascii(tree)[:50],
 )  # fmt: skip

@@ -17,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from py_code_mode.guest import wire
+from py_code_mode.guest.segments import MEMFD_THRESHOLD as LARGE
+from py_code_mode.guest.segments import Sealed, Unavailable, advance, seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BY_FD = 1 << 63
-LARGE = wire.MEMFD_THRESHOLD
+BEHIND = 1 << 61
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memfd is Linux only")
 
 
@@ -96,13 +98,15 @@ def test_large_segments_travel_as_memfds(sizes: list[int]) -> None:
         ours.setblocking(False)
         buffers, fds = wire.pack(b"{}", segments)
         large = [size for size in sizes if size >= LARGE]
-        assert len(fds) == min(len(large), wire.MAX_FDS)
+        assert (
+            len(fds) == len(large) if len(large) <= wire.MAX_FDS else 0 < len(fds) <= wire.MAX_FDS
+        )
         reader = wire.FrameReader()
         got: list[wire.Frame] = []
         passing = fds
         while buffers:
             try:
-                buffers = wire.advance(buffers, wire.send_some(ours, buffers, passing))
+                buffers = advance(buffers, wire.send_some(ours, buffers, passing))
                 passing = []
             except BlockingIOError:
                 got += reader.feed(*wire.receive(theirs))
@@ -119,7 +123,7 @@ def test_large_segments_travel_as_memfds(sizes: list[int]) -> None:
 
 @linux
 def test_writing_to_a_mapped_segment_alters_the_readers_copy_only() -> None:
-    buffers, fds = wire.pack(b"{}", [b"a" * wire.MEMFD_THRESHOLD])
+    buffers, fds = wire.pack(b"{}", [b"a" * LARGE])
     copy = os.dup(fds[0])
     (frame,) = wire.FrameReader().feed(data_of(buffers), fds)
     memoryview(frame.segments[0])[0] = 66
@@ -162,6 +166,9 @@ def test_more_descriptors_than_a_frame_may_have_are_closed_and_refused() -> None
         pytest.param(head(2, *[wire.MAX_INLINE // 2 + 1] * 2), id="segments that add up"),
         pytest.param(head(2, *[(1 << 63) - 1] * 4), id="segments that overflow 64 bits"),
         pytest.param(head(2, BY_FD | 1) + b"{}", id="a descriptor that did not come"),
+        pytest.param(head(2, BY_FD | BEHIND | 1) + b"{}", id="behind a segment that is not there"),
+        pytest.param(head(2, BY_FD | 1 << 62 | 1) + b"{}", id="a word with a bit of no meaning"),
+        pytest.param(head(2, BEHIND | 1) + b"{}", id="behind nothing, and not in a memfd"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="another protocol"),
     ],
 )
@@ -196,41 +203,8 @@ def test_a_refused_frame_leaves_no_memfd_open(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(wire, "MAX_INLINE", 10)
     before = open_files()
     with pytest.raises(wire.WireError):
-        wire.pack(b"x", [b"x" * wire.MEMFD_THRESHOLD, b"x" * 11])
+        wire.pack(b"x", [b"x" * LARGE, b"x" * 11])
     assert open_files() == before
-
-
-@linux
-@pytest.mark.parametrize("seals", [0, 0x2, 0x2 | 0x4, 0x4 | 0x8, 0x2 | 0x8])
-def test_a_memfd_that_its_sender_can_still_change_is_refused(memfd: int, seals: int) -> None:
-    fcntl.fcntl(memfd, 1033, seals)
-    with pytest.raises(wire.WireError, match="not sealed"):
-        wire.map_sealed(memfd, 4096)
-
-
-@linux
-@pytest.mark.parametrize("size", [0, 4095, 4097, 1 << 40, (1 << 63) - 1])
-def test_a_memfd_of_another_size_is_refused(memfd: int, size: int) -> None:
-    fcntl.fcntl(memfd, 1033, 0xE)
-    with pytest.raises(wire.WireError, match="4096 bytes"):
-        wire.map_sealed(memfd, size)
-
-
-@linux
-@pytest.mark.parametrize("path", ["/", "/dev/null", "/dev/zero", __file__])
-def test_a_descriptor_that_is_no_memfd_is_refused(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    with pytest.raises(wire.WireError, match="not a memfd"):
-        wire.map_sealed(fd, 0)
-    os.close(fd)
-
-
-@linux
-def test_an_empty_memfd_is_an_empty_segment() -> None:
-    fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
-    fcntl.fcntl(fd, 1033, 0xE)
-    assert wire.map_sealed(fd, 0) == b""
-    os.close(fd)
 
 
 @linux
@@ -256,11 +230,102 @@ def test_a_bad_descriptor_among_good_ones_leaks_none(memfd: int) -> None:
     assert open_files() == before
 
 
-@given(st.lists(st.binary(max_size=20), max_size=8), st.integers(0, 200))
-def test_advance_drops_what_was_sent(parts: list[bytes], sent: int) -> None:
-    whole = b"".join(parts)
-    sent = min(sent, len(whole))
-    assert data_of(wire.advance(list(parts), sent)) == whole[sent:]
+# -- segments that share a memfd, and those sealed before
+
+
+def received(buffers: list[wire.Buffer], fds: list[int]) -> wire.Frame:
+    (frame,) = wire.FrameReader().feed(data_of(buffers), fds)
+    return frame
+
+
+@linux
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [LARGE + n for n in range(100)],
+        [LARGE, 10, LARGE + 3] * 5 + [0, 1],
+        [16 << 20, *[LARGE] * 20],
+        [64 << 10] * 300,
+        [4096] * 5000 + [LARGE],
+    ],
+    ids=["many large", "large and small", "one huge", "much that is small", "very much"],
+)
+def test_more_segments_than_descriptors_share_memfds(sizes: list[int]) -> None:
+    before = open_files()
+    sent = [os.urandom(64) * (size // 64) + b"!" * (size % 64) for size in sizes]
+    buffers, fds = wire.pack(b"{}", sent)
+    assert len(fds) <= wire.MAX_FDS
+    if sum(sizes) > 16 << 20:
+        assert len(data_of(buffers)) < 1 << 20
+    frame = received(buffers, fds)
+    equal = [bytes(part) for part in frame.segments] == sent
+    assert equal
+    memoryview(frame.segments[0])[0] = 0
+    assert bytes(frame.segments[1]) == sent[1]
+    del frame
+    assert open_files() == before
+
+
+@linux
+def test_what_was_sealed_once_goes_with_many_frames_and_is_not_copied() -> None:
+    before = open_files()
+    body = os.urandom(8 << 20)
+    (sealed,) = seal([body], 1)
+    assert isinstance(sealed, Sealed)
+    number = os.fstat(sealed.fd).st_ino
+    frame = None
+    for _ in range(3):
+        buffers, fds = wire.pack(b"{}", [b"small", sealed])
+        assert [os.fstat(fd).st_ino for fd in fds] == [number]
+        frame = received(buffers, fds)
+        equal = [bytes(part) for part in frame.segments] == [b"small", body]
+        assert equal
+        memoryview(frame.segments[1])[0] ^= 255
+    assert os.pread(sealed.fd, 9, 0) == body[:9]
+    sealed.memory.close()
+    sealed.memory.close()
+    with pytest.raises(wire.WireError, match="was closed"):
+        wire.pack(b"{}", [sealed])
+    frame = None
+    assert open_files() == before
+
+
+@linux
+def test_a_shared_memfd_is_sent_whole_or_not_at_all() -> None:
+    before = open_files()
+    first, second, third = seal([b"a" * LARGE, b"b" * LARGE, b"c" * LARGE], 1)
+    for parts in ([second], [first, third], [first, b"x" * LARGE, second, third], [second, first]):
+        with pytest.raises(wire.WireError, match="torn apart"):
+            wire.pack(b"{}", parts)
+    frame = received(*wire.pack(b"{}", [first, b"x", second, b"y", third]))
+    assert [bytes(part)[:1] for part in frame.segments] == [b"a", b"x", b"b", b"y", b"c"]
+    buffers, fds = wire.pack(b"{}", [first, second])
+    with pytest.raises(wire.WireError, match="bytes, not"):
+        received(buffers, fds)
+    ones = [one for _ in range(wire.MAX_FDS + 1) for one in seal([b"x" * LARGE], 1)]
+    with pytest.raises(wire.WireError, match="shared segments"):
+        wire.pack(b"{}", ones)
+    del ones, first, second, third, parts, frame
+    assert open_files() == before
+
+
+@linux
+def test_a_segment_there_is_no_memory_for_costs_that_segment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(fd: int, size: int) -> wire.Buffer:
+        raise OSError(12, "Cannot allocate memory")
+
+    before = open_files()
+    buffers, fds = wire.pack(b"header", [b"x" * LARGE, b"small"])
+    monkeypatch.setattr(wire, "map_sealed", refuse)
+    frame = received(buffers, fds)
+    assert frame.header == b"header"
+    missing, small = frame.segments
+    assert isinstance(missing, Unavailable)
+    assert (missing.nbytes, bytes(small)) == (LARGE, b"small")
+    assert "no memory" in missing.reason
+    assert open_files() == before
 
 
 # -- descriptors themselves

@@ -1,0 +1,157 @@
+"""Handles as variables of the guest: bound when put, and again after a reset, a crash, a rollback.
+
+A value is made ready to send once, its large parts as sealed memory; binding it again sends the
+same memory and copies nothing. The guest maps it privately, so what code does to a variable stays
+the guest's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from py_code_mode.codecs.values import SharedValue, share_value
+from py_code_mode.errors import HandleNotFound
+from py_code_mode.execution.executor import Bind, Capability, Executor, Fetch, Offer, Release
+from py_code_mode.execution.worker import HEAVY
+from py_code_mode.guest.variables import is_large
+from py_code_mode.handles import Origin
+
+if TYPE_CHECKING:
+    from py_code_mode.handles import SessionHandles
+    from py_code_mode.handles.info import Semantics
+
+#: Bytes of values kept ready to be sent again; beyond, those sent longest ago are made anew.
+MAX_SHARED = 1 << 30
+
+
+class Bindings:
+    """Keeps a session's handles bound in its guest.
+
+    Used between runs only, by one task at a time.
+    """
+
+    def __init__(self, handles: SessionHandles, executor: Executor) -> None:
+        self._handles = handles
+        self._executor = executor
+        self._is_live = Capability.LIVE_VALUES in executor.capabilities
+        self._shared: OrderedDict[str, SharedValue] = OrderedDict()
+        #: of each handle that was put: which of its values this is, and whether it is a variable
+        self._versions: dict[str, int] = {}
+        self._bound: set[str] = set()
+        self._is_stale = False
+
+    async def put(
+        self,
+        name: str,
+        value: object,
+        *,
+        overwrite: bool = False,
+        semantics: Semantics | None = None,
+    ) -> str:
+        """Make a value a handle and, where its name is free, a variable; gives the name used.
+
+        Raises:
+            ValueNotPortable: it would not cross unaltered; nothing has changed.
+        """
+        ready = await self._ready(value)
+        origin = Origin(kind="put")
+        put = partial(self._handles.put, name, value, overwrite, semantics=semantics, origin=origin)
+        try:
+            used = await anyio.to_thread.run_sync(put) if is_large(value, HEAVY) else put()
+        except BaseException:
+            if isinstance(ready, SharedValue):
+                ready.close()
+            raise
+        self._versions[used] = self._versions.get(used, 0) + 1
+        self._forget_shared(used)
+        if isinstance(ready, SharedValue):
+            self._keep_shared(used, ready)
+        self._bound.add(used)  # should this guest die now, the next one gets it
+        if not await self._send(used, ready, replaces=overwrite):
+            self._bound.discard(used)
+        return used
+
+    async def get(self, name: str) -> object:
+        """The variable of this name; where there is none, or it is another's, the handle's value.
+
+        Raises:
+            HandleNotFound: there is neither.
+            ValueNotPortable: the value would not cross unaltered.
+        """
+        is_here = self._handles.is_here(name)
+        if not is_here or name in self._bound:
+            try:
+                return await self._executor.exchange(Fetch(name))
+            except HandleNotFound:
+                if not is_here:
+                    raise
+        return await anyio.to_thread.run_sync(self._handles.get, name)
+
+    def expire(self) -> None:
+        """Take note that the guest has other variables than before; see `renew`."""
+        self._is_stale = True
+
+    async def renew(self) -> None:
+        """Bind what the guest has lost of the handles that were variables."""
+        if not self._is_stale:
+            return
+        for name in sorted(self._bound):
+            if not self._handles.is_here(name):
+                self._bound.discard(name)
+                continue
+            await self._send(name, await self._ready_again(name), replaces=False)
+        self._is_stale = False
+
+    async def forget(self, name: str) -> None:
+        """Let go of what there is beside a handle that was deleted."""
+        self._forget_shared(name)
+        self._bound.discard(name)
+        await self._executor.exchange(Release(name))
+
+    def take_over(self, origin: Bindings) -> None:
+        """Know what is bound in a guest that is a copy of another session's."""
+        self._versions = dict(origin._versions)
+        self._bound = set(origin._bound)
+        self._is_stale = origin._is_stale
+
+    def close(self) -> None:
+        """Let go of all memory that was kept ready."""
+        while self._shared:
+            self._shared.popitem()[1].close()
+
+    async def _send(self, name: str, ready: object, *, replaces: bool) -> bool:
+        message = (Bind if replaces else Offer)(name, ready, self._versions[name])
+        return bool(await self._executor.exchange(message))
+
+    async def _ready(self, value: object) -> object:
+        """A value as it is sent: itself, where guest and host are one process."""
+        if self._is_live:
+            return value
+        share = partial(share_value, value, allow_pickle=True)
+        return await anyio.to_thread.run_sync(share) if is_large(value, HEAVY) else share()
+
+    async def _ready_again(self, name: str) -> object:
+        if name in self._shared:
+            self._shared.move_to_end(name)
+            return self._shared[name]
+        ready = await self._ready(await anyio.to_thread.run_sync(self._handles.get, name))
+        if isinstance(ready, SharedValue):
+            self._keep_shared(name, ready)
+        return ready
+
+    def _keep_shared(self, name: str, shared: SharedValue) -> None:
+        self._shared[name] = shared
+        total = sum(other.nbytes for other in self._shared.values())
+        while total > MAX_SHARED and len(self._shared) > 1:
+            _, oldest = self._shared.popitem(last=False)
+            total -= oldest.nbytes
+            oldest.close()
+
+    def _forget_shared(self, name: str) -> None:
+        shared = self._shared.pop(name, None)
+        if shared is not None:
+            shared.close()

@@ -1,0 +1,95 @@
+"""What is known of a handle besides its value."""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from py_code_mode.errors import InvalidName
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+#: Descriptions of a value's columns: text, or ``{"description": ..., "unit": ...}``.
+Semantics: TypeAlias = "Mapping[str, object]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What made a value.
+
+    Attributes:
+        kind: the host's own ``put``, guest code of a run, or a call of a namespace.
+        run_id: of the run that made it or made the call.
+        call: namespace and method, such as ``tools.curl.get``.
+        parents: handles it was made from.
+    """
+
+    kind: Literal["put", "run", "call"] = "put"
+    run_id: int | None = None
+    call: str | None = None
+    parents: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandleInfo:
+    """One handle.
+
+    Attributes:
+        type_name: qualified name of the value's class.
+        nbytes: its size in memory, estimated where it holds Python objects.
+        is_hot: whether it counts among those kept in memory.
+        in_use: it was moved to its file, but other code still holds the object, so that it is kept
+            for `SessionCache.get` to give the same one.
+        created: when it was put, with its time zone.
+        origin: where it came from, as far as it was told.
+        semantics: what was told of its columns.
+        stored_as: the format of its file, such as ``arrow``; None where it has none yet.
+        stays: why it cannot be moved to a file now, and so stays in memory beyond the limits.
+    """
+
+    name: str
+    type_name: str
+    nbytes: int
+    is_hot: bool
+    created: datetime
+    in_use: bool = False
+    origin: Origin | None = None
+    semantics: Semantics | None = field(default=None)
+    stored_as: str | None = None
+    stays: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something in a storage directory that cannot be read; it is left as it is.
+
+    Attributes:
+        name: the handle, where the file still tells.
+        file: its path.
+    """
+
+    name: str | None
+    file: str
+    reason: str
+
+
+def is_name(name: object) -> bool:
+    """Whether something can name a handle: a Python identifier, and no keyword."""
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
+
+
+def check_name(name: object) -> str:
+    """The name, as a plain str.
+
+    Raises:
+        InvalidName: (a ValueError) it cannot name a handle.
+    """
+    if isinstance(name, str) and is_name(name):
+        return str.__str__(name)
+    shown = name if isinstance(name, str) else type(name).__name__
+    raise InvalidName(
+        shown[:80], "a handle", "it must be a valid Python identifier, and no keyword"
+    )

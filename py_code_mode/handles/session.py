@@ -1,0 +1,230 @@
+"""The handles of one session: values that the host keeps, and large ones that the guest has."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from py_code_mode.errors import HandleNotFound, HandlesFull
+from py_code_mode.guest.holdings import HELD_RESULTS
+from py_code_mode.guest.variables import is_large
+from py_code_mode.handles.cache import SessionCache
+from py_code_mode.handles.info import HandleInfo, Origin
+from py_code_mode.handles.size import size_of
+from py_code_mode.results import Handle, Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from py_code_mode.results import JsonValue
+
+#: Bytes of values kept in memory; the least recently used move to files.
+MAX_HOT = 1 << 30
+#: Handles, and bytes of values, that guest code may have put.
+MAX_GUEST_HANDLES, MAX_GUEST_BYTES = 1000, 1 << 30
+#: Large results of calls that are kept; older ones are let go.
+MAX_RESULTS = 32
+
+_WORD = re.compile(r"[^\W\d]\w*")
+_RESULT = re.compile(r"_\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Away:
+    """A value that is in the guest."""
+
+    type_name: str
+    snapshot: Snapshot
+    origin: Origin
+    created: datetime
+
+
+class SessionHandles(SessionCache):
+    """A `SessionCache` that also knows, by name and snapshot, values that are in the guest.
+
+    `get` gives what is here; what is in the guest needs ``await session.get(name)``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(max_bytes=MAX_HOT)
+        #: the run that is going on
+        self.run_id: int | None = None
+        self._away: dict[str, _Away] = {}
+        self._of_guest: dict[str, int] = {}
+        self._results: list[str] = []
+        self._made: list[str] = []
+
+    # -- what is here
+
+    def is_here(self, name: str) -> bool:
+        """Whether the host has the value."""
+        return super().has_handle(name)
+
+    def put_for_guest(self, name: str, value: object, overwrite: bool = False) -> str:
+        """Keep what guest code puts, within bounds.
+
+        Raises:
+            HandlesFull: it has put too much.
+        """
+        size = size_of(value)
+        with self._lock:
+            self._of_guest = {name: n for name, n in self._of_guest.items() if self.is_here(name)}
+            others = {n: size for n, size in self._of_guest.items() if not overwrite or n != name}
+            if len(others) >= MAX_GUEST_HANDLES:
+                raise HandlesFull(name, f"there are {MAX_GUEST_HANDLES} handles already")
+            if sum(others.values()) + size > MAX_GUEST_BYTES:
+                raise HandlesFull(name, f"all together would be over {MAX_GUEST_BYTES} bytes")
+            used = self.put(name, value, overwrite, origin=Origin(kind="run", run_id=self.run_id))
+            self._of_guest[used] = size
+            self._made.append(used)
+            return used
+
+    def hold_for_guest(
+        self, name: str, type_name: str, snapshot: dict[str, JsonValue], overwrite: bool = False
+    ) -> str:
+        """Know a value that guest code has put and that stays in the guest; gives its name.
+
+        Raises:
+            InvalidName: it cannot name a handle.
+            HandlesFull: there are too many.
+        """
+        with self._lock:
+            if len(self._away) >= MAX_GUEST_HANDLES:
+                raise HandlesFull(name, f"there are {MAX_GUEST_HANDLES} handles already")
+            used = name if overwrite else self._free_name(name)
+            if overwrite and self.is_here(name):
+                super().delete(name)
+            told = Snapshot.from_guest(snapshot, type_name)
+            handle = Handle(name=used, type_name=type_name[:1000], snapshot=told)
+            self.note([handle], self.run_id or 0)
+            self._made.append(used)
+            return used
+
+    def put_result(self, name: str, value: object, call: str) -> str | None:
+        """Keep what a call gave the guest, if it is large; gives the name used."""
+        if not is_large(value):
+            return None
+        name = re.sub(r"\W", "_", name)
+        name = name if name.isidentifier() and not name.startswith("_") else f"result{name}"
+        with self._lock:
+            origin = Origin(kind="call", run_id=self.run_id, call=call)
+            used = self.put(name, value, origin=origin)
+            self._results.append(used)
+            self._made.append(used)
+            if len(self._results) > MAX_RESULTS:
+                oldest = self._results.pop(0)
+                if self.is_here(oldest):
+                    super().delete(oldest)
+            return used
+
+    def take_made(self) -> dict[str, Snapshot]:
+        """The handles that calls of the guest have made since this was asked last."""
+        made, self._made = self._made, []
+        return {
+            name: Snapshot(data=json.loads(self.snapshot(name)))
+            for name in made
+            if self.has_handle(name)
+        }
+
+    def copy(self) -> SessionHandles:
+        """The same handles, for a fork of the session: values are shared, not copied."""
+        other = SessionHandles()
+        with self._lock:
+            for name in reversed(super().handle_names()):
+                info = super().info(name)
+                other.put(name, super().get(name), semantics=info.semantics, origin=info.origin)
+            other._away = dict(self._away)
+            other._of_guest = dict(self._of_guest)
+            other._results = list(self._results)
+        return other
+
+    # -- what is in the guest
+
+    def note(self, handles: Iterable[Handle], run_id: int, code: str = "") -> None:
+        """Know values that a run has left in the guest; `code` tells from what they were made."""
+        with self._lock:
+            words = set(_WORD.findall(code))
+            parents = {name for name in self.handle_names() if name in words}
+            for handle in handles:
+                origin = Origin(
+                    kind="run", run_id=run_id, parents=tuple(sorted(parents - {handle.name}))
+                )
+                self._away.pop(handle.name, None)
+                self._away[handle.name] = _Away(
+                    type_name=handle.type_name,
+                    snapshot=handle.snapshot,
+                    origin=origin,
+                    created=datetime.now(UTC),
+                )
+            results = [name for name in self._away if _RESULT.fullmatch(name)]
+            for name in results[:-HELD_RESULTS]:
+                del self._away[name]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of values that are not in the guest any more."""
+        with self._lock:
+            for name in names:
+                self._away.pop(name, None)
+
+    def forget_since(self, run_id: int) -> None:
+        """Let go of values in the guest that later runs than this one have made."""
+        with self._lock:
+            self.forget(
+                [name for name, away in self._away.items() if (away.origin.run_id or 0) > run_id]
+            )
+
+    # -- both
+
+    def has_handle(self, name: str) -> bool:
+        return super().has_handle(name) or name in self._away
+
+    def handle_names(self) -> list[str]:
+        """All names: those in the guest first, then those here; each most recently used first."""
+        with self._lock:
+            here = super().handle_names()
+            return [*(name for name in reversed(self._away) if name not in here), *here]
+
+    def _free_name(self, name: str) -> str:
+        used, suffix = super()._free_name(name), 1
+        while used in self._away:
+            suffix += 1
+            used = super()._free_name(f"{name}_{suffix}")
+        return used
+
+    def get(self, name: str) -> object:
+        """The value, where the host has it.
+
+        Raises:
+            HandleNotFound: (a KeyError) there is none, or it is in the guest.
+        """
+        if not self.is_here(name) and name in self._away:
+            raise HandleNotFound(name, f"it is in the guest: await session.get({name!r})")
+        return super().get(name)
+
+    def snapshot(self, handle: str) -> str:
+        away = self._away.get(handle)
+        if away is not None and not self.is_here(handle):
+            return away.snapshot.to_text()
+        return super().snapshot(handle)
+
+    def delete(self, name: str) -> None:
+        with self._lock:
+            was_away = self._away.pop(name, None) is not None
+            if self.is_here(name) or not was_away:
+                super().delete(name)
+
+    def info(self, name: str) -> HandleInfo:
+        away = self._away.get(name)
+        if away is None or self.is_here(name):
+            return super().info(name)
+        return HandleInfo(
+            name=name,
+            type_name=away.type_name,
+            nbytes=0,
+            is_hot=False,
+            created=away.created,
+            origin=away.origin,
+        )
