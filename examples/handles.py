@@ -38,13 +38,9 @@ async def main() -> None:
         print("handles:", {name: shown.data["shape"] for name, shown in result.handles.items()})
 
         # They know where they come from, and cross back when somebody asks for them.
-        info = session.handles.info("long")
-        print(
-            "made by run",
-            info.origin and info.origin.run_id,
-            "from",
-            info.origin and info.origin.parents,
-        )
+        origin = session.handles.info("long").origin
+        if origin is not None:
+            print("long was made by run", origin.run_id, "from", *origin.parents)
         long = await session.get("long")
         print("here:", long.shape if isinstance(long, pd.DataFrame) else None)
 

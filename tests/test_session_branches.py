@@ -26,6 +26,7 @@ from py_code_mode.errors import ForeignCheckpoint, GuestDied
 from py_code_mode.sandbox.probe import probe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
@@ -111,7 +112,20 @@ async def kill_worker(of: Session) -> None:
     """End the process of a session from outside, while no run goes on."""
     mark = f"marks-{of.id}"
     await value(of, f"import ctypes; n = ctypes.CDLL(None).prctl(15, {mark[:15].encode()!r})")
-    await anyio.sleep(0.02)
+    executor: object = vars(of)["_executor"]
+    worker_of_it: object = vars(executor)["_worker"]
+    known = vars(worker_of_it)
+    spare: Callable[[], None] = known["_on_asleep"]
+    is_asleep = anyio.Event()
+
+    def tell() -> None:
+        spare()
+        is_asleep.set()
+
+    known["_on_asleep"] = tell
+    if known["sleeper"] is None or known["sleeper"].run < known["last_run"]:
+        with anyio.fail_after(PATIENCE):  # the copy is made in the pause after a run
+            await is_asleep.wait()
     (worker,) = (p for p in psutil.Process().children(recursive=True) if p.name() == mark[:15])
     worker.kill()
     with suppress(GuestDied):  # it may be asked before it is known to be dead
