@@ -2,6 +2,7 @@
 
 - `ExecutorContract`: what every executor has to do; inherit it in a test class.
 - `StoreContract`: the same for stores.
+- `SessionStoreContract`: the same for stores of sessions.
 - `FakeExecutor`: an executor with scripted answers, for tests of an agent that run no code.
 
 The contracts need pytest; `FakeExecutor` does not. Each is imported when it is first used.
@@ -15,15 +16,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from py_code_mode.testing.executors import ExecutorContract
     from py_code_mode.testing.fake import FakeExecutor
+    from py_code_mode.testing.session_stores import SessionStoreContract
     from py_code_mode.testing.stores import StoreContract
 
 _HOME = {
     "ExecutorContract": "py_code_mode.testing.executors",
     "FakeExecutor": "py_code_mode.testing.fake",
+    "SessionStoreContract": "py_code_mode.testing.session_stores",
     "StoreContract": "py_code_mode.testing.stores",
 }
 
-__all__ = ["ExecutorContract", "FakeExecutor", "StoreContract"]
+__all__ = ["ExecutorContract", "FakeExecutor", "SessionStoreContract", "StoreContract"]
 
 
 def __getattr__(name: str) -> object:
