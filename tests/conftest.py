@@ -26,7 +26,11 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
 
-pytest.register_assert_rewrite("py_code_mode.testing.executors", "py_code_mode.testing.stores")
+pytest.register_assert_rewrite(
+    "py_code_mode.testing.executors",
+    "py_code_mode.testing.session_stores",
+    "py_code_mode.testing.stores",
+)
 
 #: How long what a test has ended may take to be gone.
 PATIENCE = 10.0

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, assert_never, cast
+from typing import TYPE_CHECKING, Final, Literal, assert_never, cast
 
 import anyio
 
@@ -41,19 +41,34 @@ class Cell:
     file: Path | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comeback:
+    """A session to go on with; the rest as `Session.resume` takes it."""
+
+    session_id: str
+    mode: Literal["restore", "replay"]
+    on_ambiguous: Literal["skip", "raise", "rerun"]
+    trusted: bool
+
+
 class Terminated(BaseException):
     """SIGTERM came: everything is closed on the way out."""
 
 
-def run_cell(cell: Cell, place: Place, *, figures: Path, as_json: bool) -> int:
+def run_cell(
+    cell: Cell, place: Place, *, figures: Path, as_json: bool, comeback: Comeback | None = None
+) -> int:
     """Run a cell and print what it gave; the exit status.
+
+    Args:
+        comeback: run it in this session, instead of a new one.
 
     Raises:
         CodeModeError: the session could not be had.
         KeyboardInterrupt: Ctrl-C came before or after the run.
     """
     folder = FigureFolder(figures, quiet=as_json)
-    session, policy = _session(place, cell.file)
+    session, policy = _session(place, cell.file, comeback)
     if not as_json and session.supports("process_isolation"):
         tell_of_first_environment()
     try:
@@ -80,7 +95,9 @@ def tell_of_first_environment() -> None:
         say("installing the worker's packages; this happens once and takes a while")
 
 
-def _session(place: Place, file: Path | None) -> tuple[Session, Policy | None]:
+def _session(
+    place: Place, file: Path | None, comeback: Comeback | None
+) -> tuple[Session, Policy | None]:
     """The session, and the policy that is required of it."""
     from py_code_mode.execution.registry import executor_class
     from py_code_mode.session import Session
@@ -89,12 +106,22 @@ def _session(place: Place, file: Path | None) -> tuple[Session, Policy | None]:
 
     storage = FileStorage(place.base)
     name, options = place.executor_options(read_config(storage.base_path), file)
-    session = Session(
-        storage,
-        executor_class(name).from_options(**options),
-        sync_deps_on_start=place.sync,
-        workdir=place.workdir,
-    )
+    executor = executor_class(name).from_options(**options)
+    if comeback is None:
+        session = Session(
+            storage, executor, sync_deps_on_start=place.sync, workdir=place.workdir
+        )  # fmt: skip
+    else:
+        session = Session.resume(
+            comeback.session_id,
+            storage=storage,
+            executor=executor,
+            mode=comeback.mode,
+            on_ambiguous=comeback.on_ambiguous,
+            trusted=comeback.trusted,
+            sync_deps_on_start=place.sync,
+            workdir=place.workdir,
+        )
     return session, options.get("policy")
 
 
@@ -133,7 +160,9 @@ async def _run(
             is_running = True
             try:
                 result = await session.run(cell.code, on_output=on_output)
-                return replace(result, notes=(*_unheld(session, policy), *result.notes))
+                came_back = session.resumed.notes() if session.resumed is not None else ()
+                notes = (*came_back, *_unheld(session, policy), *result.notes)
+                return replace(result, notes=notes)
             finally:
                 is_running = False
                 if live:

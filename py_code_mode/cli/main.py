@@ -9,7 +9,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from py_code_mode.cli import artifacts, deps, doctor, run, tools, trust, workflows
+from py_code_mode.cli import artifacts, deps, doctor, run, sessions, tools, trust, workflows
 from py_code_mode.cli.terminal import complain, say
 from py_code_mode.errors import CodeModeError, UnsandboxedWarning
 
@@ -28,10 +28,12 @@ Examples:
   py-code-mode tools call curl.get url=https://example.org
   py-code-mode workflows call fetch_json url=https://example.org
   py-code-mode deps add "httpx>=0.27"
+  py-code-mode sessions list
   py-code-mode doctor
 
-A workspace is a folder named .code-mode with tools/, workflows/, artifacts/, requirements.txt and
-config.yaml, all optional. The nearest one is used, here or in a folder above; --base names another.
+A workspace is a folder named .code-mode with tools/, workflows/, artifacts/, sessions/,
+requirements.txt and config.yaml, all optional. The nearest one is used, here or in a folder above;
+--base names another.
 """
 
 
@@ -74,6 +76,7 @@ app.add_typer(tools.app)
 app.add_typer(workflows.app)
 app.add_typer(artifacts.app)
 app.add_typer(deps.app)
+app.add_typer(sessions.app)
 app.command(epilog=trust.EPILOG, short_help="Trust a workspace that others can write.")(trust.trust)
 app.command(short_help="Tell what this machine has, and lacks.")(doctor.doctor)
 

@@ -58,10 +58,11 @@ def run(
     or the workspace's `policy` say more. With any of --read, --write, --allow-host and --memory
     the sandbox is required.
     """
-    raise typer.Exit(run_cell(_cell(file, code), place, figures=figures, as_json=as_json))
+    raise typer.Exit(run_cell(cell_of(file, code), place, figures=figures, as_json=as_json))
 
 
-def _cell(file: str | None, code: str | None) -> Cell:
+def cell_of(file: str | None, code: str | None) -> Cell:
+    """What a command was given to run: one of both, or it is a usage error."""
     if (file is None) == (code is None):
         raise typer.BadParameter("give a FILE, `-` for stdin, or -c CODE", param_hint="FILE")
     if code is not None:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 def test_help_names_every_command_and_shows_examples(run: Run) -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("run", "tools", "workflows", "artifacts", "deps", "doctor"):
+    for command in ("run", "tools", "workflows", "artifacts", "deps", "sessions", "doctor"):
         assert f"\n  {command} " in done.stdout
     assert '  py-code-mode run -c "1 + 1"\n' in done.stdout
 
 
-@pytest.mark.parametrize("group", ["tools", "workflows", "artifacts", "deps"])
+@pytest.mark.parametrize("group", ["tools", "workflows", "artifacts", "deps", "sessions"])
 def test_help_of_a_group_shows_examples(run: Run, group: str) -> None:
     assert f"Examples:\n    py-code-mode {group} " in run(group, "--help").stdout
 
