@@ -36,7 +36,8 @@ _POLICY = (
     "default-src 'none'; img-src data:; media-src data:; font-src data:; style-src 'unsafe-inline';"
     " frame-src about:; form-action 'none'; base-uri 'none'"
 )
-_HEAD = (
+#: How a page that we write begins: nothing in it acts, or loads what is not in it.
+PAGE_HEAD = (
     '<!doctype html><meta charset="utf-8">'
     f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
 )
@@ -92,7 +93,7 @@ class Display:
         plain = self.data.get("text/plain")
         return plain if isinstance(plain, str) else f"<{', '.join(self.data)}>"
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+    def to_bundle(self) -> dict[str, str]:
         """What a notebook may show of a guest's output: nothing that could act in its page.
 
         Pictures and plain text are given as they are, HTML and SVG in a frame. Other forms (scripts
@@ -105,6 +106,9 @@ class Display:
         if _HTML in self.data or _SVG in self.data:
             found[_HTML] = self.to_html()
         return found
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return self.to_bundle()
 
     def to_html(self) -> str:
         """The richest form as a part of a page, in which it can do nothing but be looked at."""
@@ -296,7 +300,7 @@ def frame(markup: str | bytes, kind: str, *, is_page: bool = False) -> str:
     if kind == _SVG:  # as an image it is no part of the document, whatever is in it
         url = _data_url(kind, text.encode("utf-8", "replace"))
         text = f'<img src="{url}" alt="" style="max-width:100%">'
-    inner = f"{_HEAD}<base target=_blank>{text}"
+    inner = f"{PAGE_HEAD}<base target=_blank>{text}"
     style = "border:0;background:#fff;width:100%;"
     style += "height:100%" if is_page else f"height:{height}px;resize:vertical;overflow:auto"
     framed = (
@@ -305,7 +309,7 @@ def frame(markup: str | bytes, kind: str, *, is_page: bool = False) -> str:
     )
     if not is_page:
         return framed
-    return f'{_HEAD}<body style="margin:0;height:100vh;overflow:hidden">{framed}\n'
+    return f'{PAGE_HEAD}<body style="margin:0;height:100vh;overflow:hidden">{framed}\n'
 
 
 def _data_url(kind: str, body: bytes) -> str:

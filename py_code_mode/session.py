@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 import uuid
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, cast
@@ -20,6 +22,7 @@ from anyio.abc import AsyncResource
 
 from py_code_mode.errors import (
     CapabilityMissing,
+    CodeModeError,
     ConfigError,
     EnvironmentFailed,
     ExecutorClosed,
@@ -38,6 +41,8 @@ from py_code_mode.execution.executor import (
     OnEvent,
     RunOutcome,
     RunRequest,
+    Save,
+    SavedState,
     Setup,
     seconds_of,
 )
@@ -54,14 +59,22 @@ if TYPE_CHECKING:
     from py_code_mode.bindings import Bindings
     from py_code_mode.execution.sandbox import BackendChoice
     from py_code_mode.handles import SessionHandles
+    from py_code_mode.journal.chunks import Transcript
     from py_code_mode.namespaces import Namespaces
+    from py_code_mode.recorder import Recorder, Redact
     from py_code_mode.results import JsonValue
+    from py_code_mode.resume import OnAmbiguous, Resumed, ResumeMode, Resumption
     from py_code_mode.sandbox.egress import EgressRecord
     from py_code_mode.sandbox.policy import Policy
     from py_code_mode.tools.registry import ToolRegistry
 
 _Phase: TypeAlias = Literal["not started", "starting", "open", "closed"]
 
+#: The folder of a workspace with its recorded sessions.
+SESSIONS = "sessions"
+#: Seconds after which the variables of a recorded session are saved once more; bytes of them at
+#: most; and seconds that saving may take when it is closed.
+SAVE_AFTER, SAVE_LIMIT, SAVE_TIMEOUT = 60.0, 1 << 30, 10.0
 #: Characters of code that one run may have.
 MAX_CODE = 8 << 20
 #: The runs that the current task serves a call of: (session id, run id).
@@ -101,6 +114,10 @@ class Session(AsyncResource):
         executor: where code runs; None means in this process, with no isolation at all.
         sync_deps_on_start: install the configured requirements at the start.
         workdir: the guest's current directory; None means a private one, removed at the close.
+        record: write what happens into a journal in the storage's folder ``sessions``; None means
+            yes, where there is such a folder and it can be written.
+        redact: is given every record as a dict before it is written, and gives what is written:
+            for what must not be on the disk.
     """
 
     def __init__(
@@ -110,6 +127,8 @@ class Session(AsyncResource):
         sync_deps_on_start: bool = False,
         *,
         workdir: str | Path | None = None,
+        record: bool | None = None,
+        redact: Redact | None = None,
     ) -> None:
         if executor is None:
             from py_code_mode.execution.in_process import InProcessExecutor
@@ -134,6 +153,17 @@ class Session(AsyncResource):
         self._is_exposed = False
         self._handles: SessionHandles | None = None
         self._bindings: Bindings | None = None
+        if record and not isinstance(storage, FileStorage):
+            raise ConfigError("record", "only sessions with FileStorage can be recorded")
+        self._is_recorded = record
+        self._redact = redact
+        self._recorder: Recorder | None = None
+        self._resumption: Resumption | None = None
+        self._resumed: Resumed | None = None
+        self._transcript: Transcript | None = None
+        self._notes: list[str] = []
+        self._saved_run = 0
+        self._saved_at = 0.0
 
     # -- making one
 
@@ -148,6 +178,7 @@ class Session(AsyncResource):
         sync_deps_on_start: bool = False,
         policy: Policy | None = None,
         workdir: str | Path | None = None,
+        record: bool | None = None,
     ) -> Session:
         """A session for a workspace folder; its ``config.yaml`` may choose the executor.
 
@@ -160,6 +191,8 @@ class Session(AsyncResource):
             sync_deps_on_start: install the configured packages when the session starts.
             policy: what the sandbox allows, required; the file may make it stronger, never weaker.
             workdir: the code's current directory; None means a private one, removed at the close.
+            record: whether to write a journal, in the folder's ``sessions``; None means where it
+                can be written.
 
         Raises:
             ConfigError: ``config.yaml`` does not hold, or asks for a policy where none can be
@@ -172,6 +205,7 @@ class Session(AsyncResource):
             timeout,
             sync_deps_on_start,
             workdir,
+            record,
             policy,
             extra_deps=extra_deps,
             allow_runtime_deps=allow_runtime_deps,
@@ -193,6 +227,7 @@ class Session(AsyncResource):
         protect: Literal["idle", "always", "off"] = "idle",
         pool: int = 0,
         workdir: str | Path | None = None,
+        record: bool | None = None,
     ) -> Session:
         """A session for a workspace folder, in a worker process with an environment of its own.
 
@@ -215,6 +250,7 @@ class Session(AsyncResource):
             timeout,
             sync_deps_on_start,
             workdir,
+            record,
             policy,
             backend=backend,
             protect=protect,
@@ -235,6 +271,7 @@ class Session(AsyncResource):
         allow_runtime_deps: bool = True,
         sync_deps_on_start: bool = False,
         workdir: str | Path | None = None,
+        record: bool | None = None,
     ) -> Session:
         """A session for a workspace folder, in this process: fastest, no isolation.
 
@@ -246,6 +283,7 @@ class Session(AsyncResource):
             timeout,
             sync_deps_on_start,
             workdir,
+            record,
             None,
             extra_deps=extra_deps,
             allow_runtime_deps=allow_runtime_deps,
@@ -259,6 +297,7 @@ class Session(AsyncResource):
         timeout: float | None,
         sync_deps_on_start: bool,
         workdir: str | Path | None,
+        record: bool | None,
         policy: Policy | None,
         **options: Any,
     ) -> Session:
@@ -277,9 +316,81 @@ class Session(AsyncResource):
             else:
                 timeout = float(timeout)
         options["default_timeout"] = timeout
-        return cls(storage, _make_executor(name, options), sync_deps_on_start, workdir=workdir)
+        return cls(
+            storage,
+            _make_executor(name, options),
+            sync_deps_on_start,
+            workdir=workdir,
+            record=record,
+        )
+
+    @classmethod
+    def resume(
+        cls,
+        session: str | Transcript,
+        *,
+        storage: StorageBackend,
+        executor: Executor | None = None,
+        mode: ResumeMode = "restore",
+        on_ambiguous: OnAmbiguous = "skip",
+        trusted: bool = False,
+        **options: Any,
+    ) -> Session:
+        """A session that goes on where a recorded one ended; enter it with ``async with``.
+
+        Its variables are back, no tool is called for it, and what comes is recorded behind what
+        there is. `resumed` tells what came back.
+
+        Args:
+            session: the id of a session in the storage; for ``transcript`` a `Transcript`.
+            storage: where it was recorded.
+            executor: as for a new session.
+            mode: ``restore`` loads the newest saved state and executes the runs after it again,
+                ``replay`` executes all runs again; calls are answered from the record.
+                ``transcript`` takes over a conversation, in a new session.
+            on_ambiguous: what to do about runs that were cut short, so that nobody knows what they
+                had done: leave them out, refuse, or execute them again.
+            trusted: also where the code would have more rights than it had.
+            options: of `Session`.
+
+        Its `start` raises:
+            SessionNotFoundError: there is no such session.
+            SessionLockedError: it is still written to.
+            StateNotTrusted: it was written in stronger isolation.
+            ReplayDivergenceError: the code does not do again what it did.
+        """
+        if mode not in ("restore", "replay", "transcript"):
+            raise ValueError(f"mode must be restore, replay or transcript, not {mode!r}")
+        if not isinstance(storage, FileStorage):
+            raise ConfigError("resume", "only sessions with FileStorage are recorded")
+        made = cls(storage, executor, **options)
+        if isinstance(session, str):
+            from py_code_mode.journal.ids import check_session_id
+            from py_code_mode.resume import Resumption
+
+            if mode == "transcript":
+                raise TypeError("mode='transcript' takes a Transcript, not the id of a session")
+            made._id = check_session_id(session)
+            made._resumption = Resumption(
+                made._id, mode=mode, on_ambiguous=on_ambiguous, trusted=trusted
+            )
+        elif mode != "transcript":
+            raise TypeError(f"mode={mode!r} takes the id of a session")
+        else:
+            made._transcript = session
+        return made
 
     # -- facts
+
+    @property
+    def resumed(self) -> Resumed | None:
+        """What came back, of a session that was resumed and has started."""
+        return self._resumed
+
+    @property
+    def transcript(self) -> Transcript | None:
+        """The conversation that was taken over by `resume`."""
+        return self._transcript
 
     @property
     def id(self) -> str:
@@ -378,6 +489,7 @@ class Session(AsyncResource):
             assert isinstance(self._storage, FileStorage)
             await anyio.to_thread.run_sync(expose, self._storage.base_path)
         self._namespaces = self._compose(registry, scratch, said, SessionHandles())
+        await self._begin_record()
         if self._sync_deps_on_start:
             report = await self._namespaces.dependencies.sync()
             if report["failed"]:
@@ -485,6 +597,8 @@ class Session(AsyncResource):
         before, self._phase = self._phase, "closed"
 
         async def end() -> None:
+            if before == "open" and self._running is None:
+                await self._save_state()
             await self._executor.close()
             if before == "starting":
                 await self._started.wait()
@@ -494,6 +608,8 @@ class Session(AsyncResource):
 
     async def _free(self) -> None:
         await self._executor.close()
+        if self._recorder is not None:
+            await self._recorder.close()
         if self._bindings is not None:
             self._bindings.close()
         if self._handles is not None:
@@ -551,24 +667,42 @@ class Session(AsyncResource):
             handles = self._open_handles()
             handles.run_id = self._runs
             restored_to = 0
+            is_begun = False
             try:
                 await self._renew_bindings()
+                if self._recorder is not None:
+                    self._recorder.begin_run(self._runs, code, limit)
+                    is_begun = True
                 outcome = await self._executor.run(request, on_output)
                 restored_to = outcome.restored_to or 0
-            except ExecutorClosed:
-                self._check_open()
+            except BaseException as error:
+                if is_begun and self._recorder is not None:
+                    cut_short = self._recorder.cut_short
+                    await to_the_end(partial(cut_short, request.run_id, self._executor.state))
+                if isinstance(error, ExecutorClosed):
+                    self._check_open()
                 raise
             finally:
                 self._running = handles.run_id = None
                 _serving.reset(serving)
                 if self._executor.state != "kept":
                     self._expire_bindings(restored_to)
-            if self._phase == "closed":  # by a tool that the run has called
-                return _result(outcome, request.run_id, {})
-            handles.forget(outcome.gone)
-            held = [outcome.value] if isinstance(outcome.value, Handle) else []
-            handles.note([*outcome.handles, *held], request.run_id, code)
-            return _result(outcome, request.run_id, handles.take_made())
+            made: Mapping[str, Snapshot] = {}
+            if self._phase == "open":  # else a tool that the run has called closed it
+                handles.forget(outcome.gone)
+                held = [outcome.value] if isinstance(outcome.value, Handle) else []
+                handles.note([*outcome.handles, *held], request.run_id, code)
+                made = handles.take_made()
+            result = _result(outcome, request.run_id, made, self._take_notes())
+            if self._recorder is not None and self._phase == "open":
+                result = replace(result, recorded=await self._recorder.end_run(result))
+                if time.monotonic() - self._saved_at > SAVE_AFTER:
+                    await self._save_state()
+            return result
+
+    def _take_notes(self) -> list[str]:
+        notes, self._notes = self._notes, []
+        return notes
 
     def _limit(self, timeout: float | None) -> float | None:
         if timeout is None:
@@ -609,6 +743,7 @@ class Session(AsyncResource):
             await self._executor.reset()
             await self._open_namespaces().dependencies.apply_removals()
             await self._renew_bindings()
+            await self._tell("reset")
 
     # -- copies of the interpreter
 
@@ -626,7 +761,9 @@ class Session(AsyncResource):
         """
         executor = self._branching()
         async with self._exclusive():
-            return await executor.checkpoint()
+            checkpoint = await executor.checkpoint()
+            await self._tell("checkpoint")
+            return checkpoint
 
     async def rollback(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint of this session, as often as one likes.
@@ -644,6 +781,8 @@ class Session(AsyncResource):
             await executor.rollback(checkpoint)
             self._expire_bindings(checkpoint.run_id)
             await self._renew_bindings()
+            if self._recorder is not None:
+                await self._recorder.tell("rollback", checkpoint.run_id)
 
     async def fork(self) -> Session:
         """Copy the interpreter into a session of its own; waits for a run that is going on.
@@ -687,6 +826,9 @@ class Session(AsyncResource):
         assert self._bindings is not None
         assert origin._bindings is not None
         self._bindings.take_over(origin._bindings)
+        if origin._recorder is not None:
+            await self._begin_record(origin._recorder)
+            await origin._tell("fork", session_id=self._id)
         self._phase = "open"
         self._started.set()
 
@@ -707,6 +849,93 @@ class Session(AsyncResource):
                 self._check_open()  # close() has ended it
                 self._expire_bindings(0)
                 raise
+
+    # -- the record
+
+    async def flush(self) -> None:
+        """Wait until everything on record so far is on the disk.
+
+        Where a record could not be written, runs are refused until this works.
+
+        Raises:
+            PersistenceError: it cannot be written.
+        """
+        self._check_open()
+        if self._recorder is not None:
+            await self._recorder.flush()
+
+    async def _begin_record(self, origin: Recorder | None = None) -> None:
+        """Open the journal, and bring back what is to be resumed from it."""
+        if self._is_recorded is False or not isinstance(self._storage, FileStorage):
+            return
+        is_wanted = bool(self._is_recorded or self._resumption or self._transcript)
+        if not is_wanted and not self._storage.base_path.is_dir():
+            return  # there is no workspace, and a session alone makes none
+        from py_code_mode.errors import PersistenceError
+        from py_code_mode.recorder import Recorder
+
+        self._saved_at = time.monotonic()
+        folder = self._storage.base_path / SESSIONS
+        if self._resumption is not None:
+            reopen = partial(Recorder.reopen, folder, self._id, self._redact, self._resumption.mode)
+            self._recorder = await anyio.to_thread.run_sync(reopen)
+            await self._bring_back(self._recorder.path)
+            return
+        create = partial(
+            Recorder.create,
+            folder,
+            self._id,
+            self._redact,
+            isolation=self._executor.isolation,
+            origin=origin,
+            transcript=self._transcript,
+        )
+        try:
+            self._recorder = await anyio.to_thread.run_sync(create)
+        except PersistenceError as error:
+            if is_wanted:
+                raise
+            self._notes.append(f"the session is not recorded: {error}")
+
+    async def _bring_back(self, path: Path) -> None:
+        assert self._resumption is not None
+        assert self._bindings is not None
+        resumed = await self._resumption.carry_out(
+            path,
+            self._executor,
+            self._open_handles(),
+            self._bindings,
+            self._open_namespaces().dependencies,
+        )
+        self._resumed = resumed
+        self._runs = self._saved_run = resumed.last_run
+        self._notes += resumed.notes()
+        if resumed.skipped:
+            await self._tell("skip", run_ids=list(resumed.skipped))
+
+    async def _save_state(self) -> None:
+        """Write the variables to disk, where there are others than were written last."""
+        recorder = self._recorder
+        if recorder is None or self._saved_run == self._runs or recorder.broken is not None:
+            return
+        if Capability.EXCHANGE not in self._executor.capabilities:
+            return
+        self._saved_at = time.monotonic()
+        with anyio.move_on_after(SAVE_TIMEOUT):
+            try:
+                state = await self._executor.exchange(Save(SAVE_LIMIT))
+            except CodeModeError as error:
+                await self._tell("unsaved", reason=str(error))
+                return
+            assert isinstance(state, SavedState)
+            policy = getattr(self._executor.config, "policy", None)
+            told = str(policy) if policy is not None else None
+            await recorder.save(state, self._runs, self._executor.isolation, told)
+            self._saved_run = self._runs
+
+    async def _tell(self, kind: str, **data: Any) -> None:
+        if self._recorder is not None:
+            await self._recorder.tell(kind, self._runs, **data)
 
     # -- values by name
 
@@ -755,7 +984,10 @@ class Session(AsyncResource):
         check_name(name)
         async with self._exclusive():
             bindings = await self._renew_bindings()
-            return await bindings.put(name, value, overwrite=overwrite, semantics=semantics)
+            used = await bindings.put(name, value, overwrite=overwrite, semantics=semantics)
+            if self._recorder is not None:
+                await self._recorder.put(self._runs, used, value, overwrite=overwrite)
+            return used
 
     async def get(self, name: str | Handle) -> object:
         """Give the value of a guest's variable or of a handle; waits for a run.
@@ -793,7 +1025,13 @@ class Session(AsyncResource):
         self, namespace: str, method: str, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> object:
         """The one way from the guest to the host."""
-        return await self._open_namespaces().call(namespace, method, args, kwargs)
+        call = partial(self._open_namespaces().call, namespace, method, args, kwargs)
+        resumption, recorder = self._resumption, self._recorder
+        if resumption is not None and resumption.answers(namespace):
+            return resumption.answer(namespace, method, args, kwargs)
+        if recorder is None or namespace == "handles" or self._running is None:
+            return await call()
+        return await recorder.around(call, namespace, method, args, kwargs)
 
     def _open_namespaces(self) -> Namespaces:
         if self._namespaces is None or self._phase == "closed":
@@ -900,11 +1138,15 @@ class Session(AsyncResource):
 
     async def add_dep(self, package: str) -> dict[str, Any]:
         """Add and install a dependency: keys installed, already_present, failed."""
-        return await self._open_namespaces().deps.add(package)
+        report = await self._open_namespaces().deps.add(package)
+        await self._tell("dep", op="add", package=package)
+        return report
 
     async def remove_dep(self, package: str) -> dict[str, Any]:
         """Remove a dependency: keys removed, not_found, failed, removed_from_config."""
-        return await self._open_namespaces().deps.remove(package)
+        report = await self._open_namespaces().deps.remove(package)
+        await self._tell("dep", op="remove", package=package)
+        return report
 
     async def sync_deps(self) -> dict[str, Any]:
         """Install all configured dependencies: keys installed, already_present, failed."""
@@ -984,7 +1226,9 @@ def _checked(code: object) -> str:
     return str.__str__(code)
 
 
-def _result(outcome: RunOutcome, run_id: int, made: Mapping[str, Snapshot]) -> ExecutionResult:
+def _result(
+    outcome: RunOutcome, run_id: int, made: Mapping[str, Snapshot], notes: Sequence[str]
+) -> ExecutionResult:
     return ExecutionResult(
         value=outcome.value,
         stdout=outcome.stdout,
@@ -998,7 +1242,7 @@ def _result(outcome: RunOutcome, run_id: int, made: Mapping[str, Snapshot]) -> E
         duration=outcome.duration,
         run_id=run_id,
         late=outcome.late,
-        notes=outcome.notes,
+        notes=(*notes, *outcome.notes),
     )
 
 

@@ -120,6 +120,7 @@ COMMON: dict[str, tuple[str, object]] = {
     "allow_runtime_deps": ("keyword", True),
     "sync_deps_on_start": ("keyword", False),
     "workdir": ("keyword", None),
+    "record": ("keyword", None),
 }
 
 

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
+from contextlib import contextmanager
 from types import ModuleType
 
 from .values import type_name
 
 TYPE_CHECKING = False  # typing itself takes milliseconds to import
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
 _PROTOCOL = 5
@@ -119,12 +121,32 @@ def _dump(
         return False
 
     try:
-        _pickler(stream, keep_apart, namespace, reserved).dump(value)
+        with _by_value(namespace["__name__"]):
+            _pickler(stream, keep_apart, namespace, reserved).dump(value)
     except Unloadable:
         raise
     except Exception as error:  # a border: __reduce__ and __getstate__ of anybody's classes
         raise Unloadable(f"{type(error).__name__}: {error}"[:_MAX_REASON]) from error
     return [stream.getvalue(), *buffers]
+
+
+@contextmanager
+def _by_value(module_name: str) -> Iterator[None]:
+    """Have what cells define kept by value, also where their module is not ``__main__``."""
+    module = sys.modules.get(module_name)
+    if module_name == "__main__" or module is None:
+        yield
+        return
+    try:
+        import cloudpickle  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        yield
+        return
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 class _Bounded(io.BytesIO):
@@ -157,12 +179,12 @@ def _pickler(
         return f"import {value.__name__}" if type(value) is ModuleType else None
 
     try:
-        from cloudpickle import Pickler  # pyright: ignore[reportMissingImports]
+        import cloudpickle  # pyright: ignore[reportMissingImports]
     except ImportError:
         plain = type("_Plain", (pickle.Pickler,), {"persistent_id": persistent_id})
         return plain(stream, _PROTOCOL, buffer_callback=keep_apart)
 
-    class ByValue(Pickler):
+    class ByValue(cloudpickle.Pickler):
         def _dynamic_function_reduce(self, func: Any) -> Any:
             reduced = super()._dynamic_function_reduce(func)
             if func.__globals__ is namespace:

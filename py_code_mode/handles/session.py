@@ -17,7 +17,7 @@ from py_code_mode.handles.size import size_of
 from py_code_mode.results import Handle, Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from py_code_mode.results import JsonValue
 
@@ -143,8 +143,10 @@ class SessionHandles(SessionCache):
 
     # -- what is in the guest
 
-    def note(self, handles: Iterable[Handle], run_id: int, code: str = "") -> None:
+    def note(self, handles: Sequence[Handle], run_id: int, code: str = "") -> None:
         """Know values that a run has left in the guest; `code` tells from what they were made."""
+        if not handles:
+            return
         with self._lock:
             words = set(_WORD.findall(code))
             parents = {name for name in self.handle_names() if name in words}

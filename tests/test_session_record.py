@@ -1,0 +1,456 @@
+"""A session's record: what is written, when runs are refused, and how a session comes back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+import numpy as np
+import pandas as pd
+import pytest
+
+from py_code_mode import (
+    ConfigError,
+    FileStorage,
+    InProcessExecutor,
+    MemoryStorage,
+    Session,
+    SubprocessConfig,
+    SubprocessExecutor,
+)
+from py_code_mode import session as session_module
+from py_code_mode.errors import (
+    PersistenceError,
+    ReplayDivergenceError,
+    SessionLockedError,
+    SessionNotFoundError,
+    StateNotTrusted,
+)
+from py_code_mode.journal.loader import Journal, read_journal
+from py_code_mode.sandbox.probe import probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from py_code_mode.execution.executor import Executor
+
+pytestmark = pytest.mark.anyio
+NewExecutor: TypeAlias = "Callable[[], Executor]"
+TIMEOUT = 60.0
+
+
+def sandboxed() -> Executor:
+    return SubprocessExecutor(SubprocessConfig(backend="namespaces"))
+
+
+def plain() -> Executor:
+    return SubprocessExecutor(SubprocessConfig(backend="none"))
+
+
+with_copies = pytest.mark.skipif(
+    "namespaces" not in probe().backends, reason="this machine allows no namespaces"
+)
+
+
+@pytest.fixture(params=[InProcessExecutor, plain, pytest.param(sandboxed, marks=with_copies)])
+def new_executor(request: pytest.FixtureRequest) -> NewExecutor:
+    return request.param
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FileStorage:
+    (tmp_path / "base").mkdir()
+    return FileStorage(tmp_path / "base")
+
+
+def journal_of(storage: FileStorage, session: Session) -> Journal:
+    folder = storage.base_path / "sessions"
+    (path,) = (one for one in folder.iterdir() if one.name.startswith(f"{session.id}.jsonl"))
+    return read_journal(path)
+
+
+def resume(storage: FileStorage, session: Session, executor: Executor, **options: Any) -> Session:
+    return Session.resume(session.id, storage=storage, executor=executor, **options)
+
+
+async def value(of: Session, code: str) -> Any:
+    result = await of.run(code)
+    assert result.is_ok, result.failure
+    return result.value
+
+
+# -- what is written
+
+
+async def test_runs_are_on_record(storage: FileStorage, new_executor: NewExecutor) -> None:
+    async with Session(storage, new_executor()) as session:
+        first = await session.run("x = 1\nprint('hello')\nx + 1")
+        await session.run("import sys; print('oops', file=sys.stderr); 1 / 0")
+        await session.run("import pandas as pd; df = pd.DataFrame({'a': range(5000)})\ndf")
+        assert first.recorded
+    journal = journal_of(storage, session)
+    assert journal.is_closed
+    one, two, three = journal.runs
+    assert (one.code, one.value, one.stdout, one.status) == (
+        "x = 1\nprint('hello')\nx + 1",
+        2,
+        "hello\n",
+        "ok",
+    )
+    assert (two.status, two.error and two.error.type, two.stderr) == (
+        "error",
+        "ZeroDivisionError",
+        "oops\n",
+    )
+    assert three.outcome is not None
+    assert three.outcome.value["$snapshot"]["shape"] == [5000, 1]
+    assert three.outcome.handles["df"]["shape"] == [5000, 1]
+
+
+async def test_calls_and_what_happens_between_runs_are_on_record(storage: FileStorage) -> None:
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    async with Session(storage) as session:
+        session.add_tool(add)
+        await session.put("given", [1, 2])
+        await session.run("tools.add(a=1, b=2)")
+        await session.run("try: tools.none()\nexcept Exception: pass")
+        await session.reset()
+    journal = journal_of(storage, session)
+    good, bad = journal.calls
+    assert (good.tool_name, good.run_id, good.result, good.status) == ("tools.add", 1, 3, "success")
+    assert (bad.tool_name, bad.status, bad.error["type"]) == ("tools.none", "error", "ToolNotFound")
+    assert [event.kind for event in journal.events] == ["put", "reset"]
+    assert journal.live_line == ()
+
+
+async def test_intent_is_written_before_the_run_executes(storage: FileStorage) -> None:
+    async with Session(storage) as session:
+        seen: list[int] = []
+
+        def look() -> None:
+            seen.extend(run.run_id for run in journal_of(storage, session).runs)
+
+        session.add_tool(look)
+        await session.run("tools.look()")
+        assert seen == [1]
+
+
+async def test_a_cancelled_run_is_on_record(storage: FileStorage) -> None:
+    async with Session(storage, plain()) as session:
+        with anyio.move_on_after(0.3):
+            await session.run("while True: pass")
+        await session.run("1")
+        assert [run.status for run in journal_of(storage, session).runs] == ["cancelled", "ok"]
+
+
+async def test_redacted_texts_reach_no_disk(storage: FileStorage) -> None:
+    def redact(record: dict[str, Any]) -> dict[str, Any]:
+        cleaned = json.dumps(record).replace("hunter2", "***")
+        return dict(json.loads(cleaned))
+
+    async with Session(storage, redact=redact) as session:
+        await session.run("password = 'hunter2'; print(password); password")
+    for path in (storage.base_path / "sessions").rglob("*.jsonl"):
+        assert b"hunter2" not in path.read_bytes()
+        assert b"***" in path.read_bytes()
+
+
+async def test_only_sessions_with_a_folder_are_recorded(storage: FileStorage) -> None:
+    async with Session(MemoryStorage()) as session:
+        assert not (await session.run("1")).recorded
+    async with Session(storage, record=False) as session:
+        assert not (await session.run("1")).recorded
+    assert not (storage.base_path / "sessions").exists()
+    with pytest.raises(ConfigError):
+        Session(MemoryStorage(), record=True)
+
+
+async def test_a_session_in_which_nothing_happened_leaves_nothing(storage: FileStorage) -> None:
+    async with Session(storage):
+        pass
+    assert list((storage.base_path / "sessions").glob("*.jsonl*")) == []
+
+
+async def test_a_session_makes_no_workspace_unless_told(tmp_path: Path) -> None:
+    async with Session(FileStorage(tmp_path / "none")) as session:
+        assert not (await session.run("1")).recorded
+    assert not (tmp_path / "none").exists()
+    async with Session(FileStorage(tmp_path / "none"), record=True) as session:
+        assert (await session.run("1")).recorded
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+async def test_a_folder_that_cannot_be_written_is_said(storage: FileStorage) -> None:
+    storage.base_path.chmod(0o500)
+    async with Session(storage) as session:
+        result = await session.run("1")
+        assert not result.recorded
+        assert any("not recorded" in note for note in result.notes)
+    with pytest.raises(PersistenceError):
+        await Session(storage, record=True).start()
+
+
+# -- when it cannot be written
+
+
+async def test_a_run_that_cannot_be_recorded_is_refused(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Session(storage) as session:
+        await session.run("x = 1")
+        with monkeypatch.context() as broken:
+
+            def full(*_: object) -> int:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            broken.setattr("py_code_mode.stores.files.os.write", full)
+            with pytest.raises(PersistenceError):
+                await session.run("x = 2")
+        assert await value(session, "x") == 1
+    assert [run.status for run in journal_of(storage, session).runs] == ["ok", "ok"]
+
+
+# -- coming back
+
+
+SCRIPT = """
+import math
+import numpy as np
+import pandas as pd
+x = 5
+shared = [1]
+pair = (shared, shared)
+frame = pd.DataFrame({"a": range(1000)})
+class Point:
+    def __init__(self, n): self.n = n
+    def scaled(self): return self.n * x
+p = Point(3)
+def later(): return x + len(shared)
+"""
+CHECK = "(x, pair[0] is shared, int(frame.a.sum()), p.scaled(), later(), math.pi > 3)"
+
+
+@pytest.mark.parametrize("mode", ["restore", "replay"])
+async def test_variables_come_back(
+    storage: FileStorage, new_executor: NewExecutor, mode: Any
+) -> None:
+    async with Session(storage, new_executor()) as session:
+        await value(session, SCRIPT)
+        await value(session, "x = 7; shared.append(2)")
+    async with resume(storage, session, new_executor(), mode=mode) as again:
+        assert again.id == session.id
+        assert again.resumed is not None
+        assert again.resumed.replayed == ((1, 2) if mode == "replay" else ())
+        assert await value(again, CHECK) == (7, True, 499500, 21, 9, True)
+        result = await again.run("x = 10; later()")
+        assert (result.value, result.run_id) == (12, 4)
+    assert [run.run_id for run in journal_of(storage, session).runs] == [1, 2, 3, 4]
+
+
+async def test_what_could_not_be_saved_is_listed(
+    storage: FileStorage, new_executor: NewExecutor
+) -> None:
+    async with Session(storage, new_executor()) as session:
+        await value(session, "import threading; lock = threading.Lock(); x = 1; lock.locked()")
+    async with resume(storage, session, new_executor()) as again:
+        assert again.resumed is not None
+        assert set(again.resumed.lost) == {"lock"}
+        result = await again.run("x")
+        assert result.value == 1
+        assert any("lock" in note for note in result.notes)
+
+
+async def test_a_replay_calls_no_tool(storage: FileStorage, new_executor: NewExecutor) -> None:
+    calls: list[int] = []
+
+    def roll(sides: int) -> int:
+        """Roll."""
+        calls.append(sides)
+        if sides == 0:
+            raise ValueError("no sides")
+        return 4
+
+    async with Session(storage, new_executor()) as session:
+        session.add_tool(roll)
+        await value(session, "found = [tools.roll(sides=6), tools.roll(sides=8)]\nfound")
+        await value(
+            session, "try: tools.roll(sides=0)\nexcept Exception as error: said = str(error)"
+        )
+        await session.save_artifact("kept", frame())
+        await value(session, "total = int(artifacts.load('kept').a.sum())\ntotal")
+    await anyio.Path(storage.base_path, "artifacts").rename(storage.base_path / "moved")
+    async with resume(storage, session, new_executor(), mode="replay") as again:
+        assert await value(again, "found, 'no sides' in said, total") == ([4, 4], True, 45)
+    assert calls == [6, 8, 0]
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame({"a": np.arange(10)})
+
+
+async def test_other_calls_than_recorded_are_a_divergence(storage: FileStorage) -> None:
+    def give() -> int:
+        """Give."""
+        return 1
+
+    async with Session(storage) as session:
+        session.add_tool(give)
+        await session.run(
+            "import os\nif os.environ.get('PCM_TEST_MODE'): tools.give()\nelse: x = 1"
+        )
+    os.environ["PCM_TEST_MODE"] = "1"
+    try:
+        with pytest.raises(ReplayDivergenceError):
+            await resume(storage, session, InProcessExecutor(), mode="replay").start()
+    finally:
+        del os.environ["PCM_TEST_MODE"]
+    # nothing is lost by it
+    async with resume(storage, session, InProcessExecutor()) as again:
+        assert await value(again, "x") == 1
+
+
+async def test_handles_come_back(storage: FileStorage, new_executor: NewExecutor) -> None:
+    async with Session(storage, new_executor()) as session:
+        await session.put("given", {"a": [1, 2]})
+        await session.put("table", frame())
+        await value(session, "given['a'].append(3); len(table)")
+    for mode in ("restore", "replay"):
+        async with resume(storage, session, new_executor(), mode=mode) as again:
+            assert await value(again, "given, len(table)") == ({"a": [1, 2, 3]}, 10)
+            if not again.supports("live_values"):
+                assert again.handles.get("given") == {"a": [1, 2]}
+
+
+@with_copies
+async def test_what_was_undone_is_not_executed_again(storage: FileStorage) -> None:
+    async with Session(storage, sandboxed()) as session:
+        await value(session, "log = ['one']")
+        with await session.checkpoint() as checkpoint:
+            await value(session, "log.append('undone'); open('/work/undone', 'w').close()")
+            await session.rollback(checkpoint)
+        await value(session, "log.append('three')")
+    journal = journal_of(storage, session)
+    assert [run.run_id for run in journal.live_line] == [1, 3]
+    async with resume(storage, session, sandboxed(), mode="replay") as again:
+        assert await value(again, "import os; log, os.path.exists('/work/undone')") == (
+            ["one", "three"],
+            False,
+        )
+
+
+@with_copies
+async def test_a_fork_has_a_record_of_its_own(storage: FileStorage) -> None:
+    async with Session(storage, sandboxed()) as session:
+        await value(session, "x = 1")
+        async with await session.fork() as branch:
+            await value(branch, "x += 10")
+        await value(session, "x += 100")
+    async with resume(storage, branch, sandboxed(), mode="replay") as again:
+        assert await value(again, "x") == 11
+    async with resume(storage, session, sandboxed(), mode="replay") as again:
+        assert await value(again, "x") == 101
+
+
+@with_copies
+async def test_state_of_sandboxed_code_is_not_loaded_without_a_sandbox(
+    storage: FileStorage,
+) -> None:
+    async with Session(storage, sandboxed()) as session:
+        await value(session, "x = 1")
+    for mode in ("restore", "replay"):
+        with pytest.raises(StateNotTrusted):
+            await resume(storage, session, InProcessExecutor(), mode=mode).start()
+    async with resume(storage, session, InProcessExecutor(), trusted=True) as again:
+        assert await value(again, "x") == 1
+
+
+async def test_a_session_is_written_by_one_at_a_time(storage: FileStorage) -> None:
+    async with Session(storage) as session:
+        await session.run("x = 1")
+        with pytest.raises(SessionLockedError):
+            await resume(storage, session, InProcessExecutor()).start()
+        assert await value(session, "x") == 1
+    with pytest.raises(SessionNotFoundError):
+        await Session.resume("nobody", storage=storage).start()
+
+
+KILLED = """
+import sys, anyio
+from py_code_mode import FileStorage, Session, InProcessExecutor
+async def main():
+    session = Session(FileStorage(sys.argv[1]), InProcessExecutor())
+    await session.start()
+    def stop() -> None:
+        "Stop."
+        print(session.id, flush=True)
+        import threading
+        threading.Event().wait()
+    session.add_tool(stop)
+    for number in range(5):
+        await session.run(f"x = {number}")
+    await session.run("x = 'half'; tools.stop()")
+anyio.run(main)
+"""
+
+
+def killed_in_a_run(base: Path) -> str:
+    """Have another process run a session, and kill it; gives the session's id."""
+    command = [sys.executable, "-c", KILLED, str(base)]
+    place = {**os.environ, "TMPDIR": str(base.parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=place) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        process.kill()
+    return name
+
+
+@pytest.mark.parametrize("mode", ["restore", "replay"])
+async def test_a_session_killed_in_a_run_comes_back_without_it(
+    storage: FileStorage, mode: Any
+) -> None:
+    name = await anyio.to_thread.run_sync(killed_in_a_run, storage.base_path)
+    with pytest.raises(ReplayDivergenceError):
+        await Session.resume(name, storage=storage, mode=mode, on_ambiguous="raise").start()
+    async with Session.resume(name, storage=storage, mode=mode) as again:
+        assert again.resumed is not None
+        assert again.resumed.skipped == (6,)
+        result = await again.run("x")
+        assert (result.value, result.run_id) == (4, 7)
+        assert any("run 6" in note for note in result.notes)
+
+
+async def test_a_conversation_is_taken_over(storage: FileStorage) -> None:
+    from py_code_mode.journal.chunks import Transcript
+
+    transcript = Transcript.from_agent_prompt("Be brief.")
+    session = Session.resume(transcript, storage=storage, mode="transcript")
+    async with session:
+        assert session.transcript is transcript
+        await session.run("1")
+    journal = journal_of(storage, session)
+    assert [(chunk.kind, chunk.payload["content"]) for chunk in journal.chunks] == [
+        ("system", "Be brief.")
+    ]
+    with pytest.raises(TypeError):
+        Session.resume(transcript, storage=storage)
+    with pytest.raises(TypeError):
+        Session.resume("some-id", storage=storage, mode="transcript")
+
+
+async def test_a_long_session_saves_its_variables_now_and_then(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "SAVE_AFTER", 0.0)
+    async with Session(storage) as session:
+        for number in range(3):
+            await session.run(f"x = {number}")
+        assert [state.at_run for state in journal_of(storage, session).saved_states] == [1, 2, 3]
