@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from py_code_mode.codecs.values import SharedValue, share_value
-from py_code_mode.errors import HandleNotFound
-from py_code_mode.execution.executor import Bind, Capability, Executor, Fetch, Offer, Release
+from py_code_mode.errors import CodeModeError, ExecutorClosed, GuestDied, HandleNotFound
+from py_code_mode.execution.executor import Bind, Capability, Executor, Fetch, Offer
 from py_code_mode.execution.worker import HEAVY
 from py_code_mode.guest.variables import is_large
 from py_code_mode.handles import Origin
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from py_code_mode.handles import SessionHandles
     from py_code_mode.handles.info import Semantics
 
@@ -38,9 +40,9 @@ class Bindings:
         self._handles = handles
         self._executor = executor
         self._is_live = Capability.LIVE_VALUES in executor.capabilities
-        self._shared: OrderedDict[str, SharedValue] = OrderedDict()
-        #: of each handle that was put: which of its values this is, and whether it is a variable
-        self._versions: dict[str, int] = {}
+        #: with the version of the handle that each is the value of
+        self._shared: OrderedDict[str, tuple[int, SharedValue]] = OrderedDict()
+        #: the handles that are variables
         self._bound: set[str] = set()
         self._is_stale = False
 
@@ -55,25 +57,52 @@ class Bindings:
         """Make a value a handle and, where its name is free, a variable; gives the name used.
 
         Raises:
-            ValueNotPortable: it would not cross unaltered; nothing has changed.
+            CodeModeError: the guest cannot build it. Either way nothing has changed.
         """
         ready = await self._ready(value)
         origin = Origin(kind="put")
         put = partial(self._handles.put, name, value, overwrite, semantics=semantics, origin=origin)
         try:
+            undo = await self._undo_of(name) if overwrite else None
             used = await anyio.to_thread.run_sync(put) if is_large(value, HEAVY) else put()
         except BaseException:
             if isinstance(ready, SharedValue):
                 ready.close()
             raise
-        self._versions[used] = self._versions.get(used, 0) + 1
-        self._forget_shared(used)
+        self._forget_unused()
         if isinstance(ready, SharedValue):
             self._keep_shared(used, ready)
+        was_bound = used in self._bound
         self._bound.add(used)  # should this guest die now, the next one gets it
-        if not await self._send(used, ready, replaces=overwrite):
-            self._bound.discard(used)
+        try:
+            if not await self._send(used, ready, replaces=overwrite):
+                self._bound.discard(used)
+        except (GuestDied, ExecutorClosed):
+            raise
+        except CodeModeError:
+            if undo is not None:
+                await anyio.to_thread.run_sync(undo)
+            else:
+                self._handles.delete(used)
+            if not was_bound or undo is None:
+                self._bound.discard(used)
+            self._forget_unused()
+            raise
         return used
+
+    def know(self, name: str, value: object) -> None:
+        """Keep the value of a handle whose variable the guest has already."""
+        self._handles.put(name, value, True, origin=Origin(kind="put"))
+        self._bound.add(name)
+
+    async def _undo_of(self, name: str) -> Callable[[], object] | None:
+        """What brings back the handle that is about to be replaced."""
+        if not self._handles.is_here(name):
+            return None
+        info = self._handles.info(name)
+        before = await anyio.to_thread.run_sync(self._handles.get, name)
+        put = partial(self._handles.put, semantics=info.semantics, origin=info.origin)
+        return partial(put, name, before, True)
 
     async def get(self, name: str) -> object:
         """The variable of this name; where there is none, or it is another's, the handle's value.
@@ -95,36 +124,40 @@ class Bindings:
         """Take note that the guest has other variables than before; see `renew`."""
         self._is_stale = True
 
-    async def renew(self) -> None:
-        """Bind what the guest has lost of the handles that were variables."""
-        if not self._is_stale:
-            return
-        for name in sorted(self._bound):
-            if not self._handles.is_here(name):
-                self._bound.discard(name)
-                continue
-            await self._send(name, await self._ready_again(name), replaces=False)
-        self._is_stale = False
+    async def renew(self) -> list[str]:
+        """Bind what the guest has lost of the handles that were variables.
 
-    async def forget(self, name: str) -> None:
-        """Let go of what there is beside a handle that was deleted."""
-        self._forget_shared(name)
-        self._bound.discard(name)
-        await self._executor.exchange(Release(name))
+        Returns:
+            what its user should know: handles that cannot be bound any more.
+        """
+        notes: list[str] = []
+        if not self._is_stale:
+            return notes
+        self._forget_unused()
+        for name in sorted(self._bound):
+            try:
+                await self._send(name, await self._ready_again(name), replaces=False)
+            except (GuestDied, ExecutorClosed):
+                raise
+            except CodeModeError as error:
+                # it must not keep the session from going on
+                self._bound.discard(name)
+                notes.append(f"handle {name} is no variable any more: {error}")
+        self._is_stale = False
+        return notes
 
     def take_over(self, origin: Bindings) -> None:
         """Know what is bound in a guest that is a copy of another session's."""
-        self._versions = dict(origin._versions)
         self._bound = set(origin._bound)
         self._is_stale = origin._is_stale
 
     def close(self) -> None:
         """Let go of all memory that was kept ready."""
         while self._shared:
-            self._shared.popitem()[1].close()
+            self._shared.popitem()[1][1].close()
 
     async def _send(self, name: str, ready: object, *, replaces: bool) -> bool:
-        message = (Bind if replaces else Offer)(name, ready, self._versions[name])
+        message = (Bind if replaces else Offer)(name, ready, self._handles.version(name))
         return bool(await self._executor.exchange(message))
 
     async def _ready(self, value: object) -> object:
@@ -137,21 +170,26 @@ class Bindings:
     async def _ready_again(self, name: str) -> object:
         if name in self._shared:
             self._shared.move_to_end(name)
-            return self._shared[name]
+            return self._shared[name][1]
         ready = await self._ready(await anyio.to_thread.run_sync(self._handles.get, name))
         if isinstance(ready, SharedValue):
             self._keep_shared(name, ready)
         return ready
 
     def _keep_shared(self, name: str, shared: SharedValue) -> None:
-        self._shared[name] = shared
-        total = sum(other.nbytes for other in self._shared.values())
+        self._shared[name] = self._handles.version(name), shared
+        total = sum(other.nbytes for _, other in self._shared.values())
         while total > MAX_SHARED and len(self._shared) > 1:
-            _, oldest = self._shared.popitem(last=False)
+            _, (_, oldest) = self._shared.popitem(last=False)
             total -= oldest.nbytes
             oldest.close()
 
-    def _forget_shared(self, name: str) -> None:
-        shared = self._shared.pop(name, None)
-        if shared is not None:
-            shared.close()
+    def _forget_unused(self) -> None:
+        """Let go of what there is beside handles that were deleted or have another value now.
+
+        Guest code, and the user of `session.handles`, do that without telling.
+        """
+        for name in [*self._shared]:
+            if self._shared[name][0] != self._handles.version(name):
+                self._shared.pop(name)[1].close()
+        self._bound = {name for name in self._bound if self._handles.is_here(name)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import json
+import unicodedata
 from dataclasses import asdict
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -21,6 +22,7 @@ from py_code_mode.errors import (
     InvalidName,
     WorkflowNotApproved,
 )
+from py_code_mode.guest.variables import is_large
 from py_code_mode.handles.info import is_name
 from py_code_mode.origin import is_as_strong, origin_of
 
@@ -294,6 +296,7 @@ _SERVICES: Mapping[str, type[Service]] = {
 }
 #: Names that guest code finds besides the namespaces.
 RESERVED = frozenset({"display"})
+_MAX_NAME = 200
 _TAKEN = frozenset({*_SERVICES, *RESERVED, *(name for name in dir(builtins) if name[0] != "_")})
 
 
@@ -302,6 +305,13 @@ def check_name(name: str) -> None:
     if not is_name(name):
         shown = name[:80] if isinstance(name, str) else repr(type(name))  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidName(shown, "a handle", "it must be a Python identifier, and no keyword")
+    if len(name) > _MAX_NAME:
+        reason = f"it may have {_MAX_NAME} characters at most"
+        raise InvalidName(name[:80], "a handle", reason)
+    read = unicodedata.normalize("NFKC", name)
+    if read != name:
+        # PEP 3131: no code could name the variable
+        raise InvalidName(name, "a handle", f"Python reads it as {read!r}")
     if name in _TAKEN:
         raise InvalidName(name, "a handle", "a variable of this name would hide what code finds")
 
@@ -360,7 +370,7 @@ class Namespaces:
         if found is None:
             if service is self.tools:
                 result = await self.tools.call(method, args, kwargs)
-                self._handles.put_result(method, result, f"tools.{method}")
+                await self._keep_result(method, result, f"tools.{method}")
                 return result
             raise InvalidCall(f"{namespace}.{method}", "there is no such method")
         function, signature = found
@@ -371,8 +381,12 @@ class Namespaces:
             raise InvalidCall(f"{namespace}.{method}", reason) from None
         result = await function(*bound.args, **bound.kwargs)
         if service is self.artifacts and method == "load":
-            self._handles.put_result(str(bound.args[0]), result, "artifacts.load")
+            await self._keep_result(str(bound.args[0]), result, "artifacts.load")
         return result
+
+    async def _keep_result(self, name: str, result: object, call: str) -> None:
+        if is_large(result):  # others may have to make room, on the disk
+            await anyio.to_thread.run_sync(self._handles.put_result, name, result, call)
 
 
 @cache

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 import uuid
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -22,7 +21,6 @@ from anyio.abc import AsyncResource
 
 from py_code_mode.errors import (
     CapabilityMissing,
-    CodeModeError,
     ConfigError,
     EnvironmentFailed,
     ExecutorClosed,
@@ -41,8 +39,6 @@ from py_code_mode.execution.executor import (
     OnEvent,
     RunOutcome,
     RunRequest,
-    Save,
-    SavedState,
     Setup,
     seconds_of,
 )
@@ -72,9 +68,8 @@ _Phase: TypeAlias = Literal["not started", "starting", "open", "closed"]
 
 #: The folder of a workspace with its recorded sessions.
 SESSIONS = "sessions"
-#: Seconds after which the variables of a recorded session are saved once more; bytes of them at
-#: most; and seconds that saving may take when it is closed.
-SAVE_AFTER, SAVE_LIMIT, SAVE_TIMEOUT = 60.0, 1 << 30, 10.0
+#: Seconds that a run has, once its guest is closed, to be written down.
+RECORD_TIMEOUT = 5.0
 #: Characters of code that one run may have.
 MAX_CODE = 8 << 20
 #: The runs that the current task serves a call of: (session id, run id).
@@ -117,7 +112,10 @@ class Session(AsyncResource):
         record: write what happens into a journal in the storage's folder ``sessions``; None means
             yes, where there is such a folder and it can be written.
         redact: is given every record as a dict before it is written, and gives what is written:
-            for what must not be on the disk.
+            for what must not be on the disk. Bytes, and small tables, are base64 in it. What it
+            cannot look into is not written then: variables (a resumed session executes its runs
+            again), and large tables and arrays. A digest of each call's arguments is written, of
+            what they were.
     """
 
     def __init__(
@@ -162,8 +160,6 @@ class Session(AsyncResource):
         self._resumed: Resumed | None = None
         self._transcript: Transcript | None = None
         self._notes: list[str] = []
-        self._saved_run = 0
-        self._saved_at = 0.0
 
     # -- making one
 
@@ -364,6 +360,8 @@ class Session(AsyncResource):
         if not isinstance(storage, FileStorage):
             raise ConfigError("resume", "only sessions with FileStorage are recorded")
         made = cls(storage, executor, **options)
+        if made._is_recorded is False:
+            raise ConfigError("record", "a session that is resumed goes on with its record")
         if isinstance(session, str):
             from py_code_mode.journal.ids import check_session_id
             from py_code_mode.resume import Resumption
@@ -595,11 +593,17 @@ class Session(AsyncResource):
         """
         self._check_loop()
         before, self._phase = self._phase, "closed"
+        is_serving = self._is_serving()
 
         async def end() -> None:
-            if before == "open" and self._running is None:
-                await self._save_state()
+            if before == "open" and self._running is None and self._recorder is not None:
+                await self._recorder.save(self._executor)
             await self._executor.close()
+            if self._recorder is not None and not is_serving:
+                # a run that was interrupted is written down as that
+                with anyio.move_on_after(RECORD_TIMEOUT):
+                    async with self._turn:
+                        pass
             if before == "starting":
                 await self._started.wait()
             await self._free()
@@ -666,7 +670,6 @@ class Session(AsyncResource):
             request = RunRequest(run_id=self._runs, code=code, timeout=limit)
             handles = self._open_handles()
             handles.run_id = self._runs
-            restored_to = 0
             is_begun = False
             try:
                 await self._renew_bindings()
@@ -674,11 +677,9 @@ class Session(AsyncResource):
                     self._recorder.begin_run(self._runs, code, limit)
                     is_begun = True
                 outcome = await self._executor.run(request, on_output)
-                restored_to = outcome.restored_to or 0
             except BaseException as error:
-                if is_begun and self._recorder is not None:
-                    cut_short = self._recorder.cut_short
-                    await to_the_end(partial(cut_short, request.run_id, self._executor.state))
+                if is_begun:
+                    await to_the_end(partial(self._cut_short, request.run_id))
                 if isinstance(error, ExecutorClosed):
                     self._check_open()
                 raise
@@ -686,7 +687,7 @@ class Session(AsyncResource):
                 self._running = handles.run_id = None
                 _serving.reset(serving)
                 if self._executor.state != "kept":
-                    self._expire_bindings(restored_to)
+                    self._expire_bindings(self._restored_to)
             made: Mapping[str, Snapshot] = {}
             if self._phase == "open":  # else a tool that the run has called closed it
                 handles.forget(outcome.gone)
@@ -694,11 +695,25 @@ class Session(AsyncResource):
                 handles.note([*outcome.handles, *held], request.run_id, code)
                 made = handles.take_made()
             result = _result(outcome, request.run_id, made, self._take_notes())
-            if self._recorder is not None and self._phase == "open":
+            if self._phase != "open":
+                await to_the_end(partial(self._cut_short, request.run_id))
+            elif self._recorder is not None:
                 result = replace(result, recorded=await self._recorder.end_run(result))
-                if time.monotonic() - self._saved_at > SAVE_AFTER:
-                    await self._save_state()
+                await self._recorder.save_if_due(self._executor)
             return result
+
+    @property
+    def _restored_to(self) -> int:
+        """The run whose variables there are after one that did not keep them; 0 for none."""
+        executor = self._executor
+        return executor.restored_to or 0 if executor.state == "restored" else 0
+
+    async def _cut_short(self, run_id: int) -> None:
+        """Write that a run was cancelled, or interrupted by the session's end."""
+        if self._recorder is not None:
+            # what becomes of the guest of a session that is closed undoes no run
+            state = self._executor.state if self._phase == "open" else None
+            await self._recorder.cut_short(run_id, state, self._restored_to)
 
     def _take_notes(self) -> list[str]:
         notes, self._notes = self._notes, []
@@ -720,8 +735,12 @@ class Session(AsyncResource):
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             raise ForeignEventLoop(self._id)
 
+    def _is_serving(self) -> bool:
+        """Whether a run of this session waits for the caller."""
+        return self._running is not None and (self._id, self._running) in _serving.get()
+
     def _check_not_serving(self) -> None:
-        if self._running is not None and (self._id, self._running) in _serving.get():
+        if self._is_serving():
             raise ReentrantRun(self._id)
 
     async def interrupt(self) -> bool:
@@ -740,10 +759,13 @@ class Session(AsyncResource):
         """
         async with self._exclusive():
             self._expire_bindings(0)
-            await self._executor.reset()
+            try:
+                await self._executor.reset()
+            finally:  # cancelled, the guest does it all the same
+                if self._recorder is not None:
+                    await self._recorder.go_back("reset", 0)
             await self._open_namespaces().dependencies.apply_removals()
             await self._renew_bindings()
-            await self._tell("reset")
 
     # -- copies of the interpreter
 
@@ -780,9 +802,9 @@ class Session(AsyncResource):
         async with self._exclusive():
             await executor.rollback(checkpoint)
             self._expire_bindings(checkpoint.run_id)
-            await self._renew_bindings()
             if self._recorder is not None:
-                await self._recorder.tell("rollback", checkpoint.run_id)
+                await self._recorder.go_back("rollback", checkpoint.run_id)
+            await self._renew_bindings()
 
     async def fork(self) -> Session:
         """Copy the interpreter into a session of its own; waits for a run that is going on.
@@ -801,13 +823,20 @@ class Session(AsyncResource):
         """
         executor = self._branching()
         async with self._exclusive():
-            other = Session(self._storage, executor, workdir=self._given_workdir)
+            other = Session(
+                self._storage,
+                executor,
+                workdir=self._given_workdir,
+                record=self._is_recorded,
+                redact=self._redact,
+            )
             try:
                 await other._start_as_copy(self, executor)
             except BaseException:
+                other._phase = "closed"
                 if other._executor is not executor:
-                    await to_the_end(other._executor.close)
-                if other._scratch is not None:
+                    await to_the_end(other._free)
+                elif other._scratch is not None:
                     await to_the_end(partial(anyio.to_thread.run_sync, other._scratch.remove))
                 raise
             return other
@@ -874,12 +903,11 @@ class Session(AsyncResource):
         from py_code_mode.errors import PersistenceError
         from py_code_mode.recorder import Recorder
 
-        self._saved_at = time.monotonic()
         folder = self._storage.base_path / SESSIONS
         if self._resumption is not None:
             reopen = partial(Recorder.reopen, folder, self._id, self._redact, self._resumption.mode)
             self._recorder = await anyio.to_thread.run_sync(reopen)
-            await self._bring_back(self._recorder.path)
+            await self._bring_back(self._recorder)
             return
         create = partial(
             Recorder.create,
@@ -897,41 +925,28 @@ class Session(AsyncResource):
                 raise
             self._notes.append(f"the session is not recorded: {error}")
 
-    async def _bring_back(self, path: Path) -> None:
+    async def _bring_back(self, recorder: Recorder) -> None:
         assert self._resumption is not None
         assert self._bindings is not None
-        resumed = await self._resumption.carry_out(
-            path,
+
+        async def end_again(run_id: int, outcome: RunOutcome) -> None:
+            await recorder.end_run(_result(outcome, run_id, {}, ()))
+
+        self._resumed = resumed = await self._resumption.carry_out(
+            recorder.path,
             self._executor,
             self._open_handles(),
             self._bindings,
             self._open_namespaces().dependencies,
+            tell=recorder.tell,
+            take_up_run=recorder.take_up_run,
+            end_again=end_again,
         )
-        self._resumed = resumed
-        self._runs = self._saved_run = resumed.last_run
+        self._runs = resumed.last_run
         self._notes += resumed.notes()
+        recorder.take_up(resumed.at_run, is_saved=not resumed.replayed)
         if resumed.skipped:
             await self._tell("skip", run_ids=list(resumed.skipped))
-
-    async def _save_state(self) -> None:
-        """Write the variables to disk, where there are others than were written last."""
-        recorder = self._recorder
-        if recorder is None or self._saved_run == self._runs or recorder.broken is not None:
-            return
-        if Capability.EXCHANGE not in self._executor.capabilities:
-            return
-        self._saved_at = time.monotonic()
-        with anyio.move_on_after(SAVE_TIMEOUT):
-            try:
-                state = await self._executor.exchange(Save(SAVE_LIMIT))
-            except CodeModeError as error:
-                await self._tell("unsaved", reason=str(error))
-                return
-            assert isinstance(state, SavedState)
-            policy = getattr(self._executor.config, "policy", None)
-            told = str(policy) if policy is not None else None
-            await recorder.save(state, self._runs, self._executor.isolation, told)
-            self._saved_run = self._runs
 
     async def _tell(self, kind: str, **data: Any) -> None:
         if self._recorder is not None:
@@ -986,7 +1001,8 @@ class Session(AsyncResource):
             bindings = await self._renew_bindings()
             used = await bindings.put(name, value, overwrite=overwrite, semantics=semantics)
             if self._recorder is not None:
-                await self._recorder.put(self._runs, used, value, overwrite=overwrite)
+                put = partial(self._recorder.put, self._runs, used, value, overwrite=overwrite)
+                await to_the_end(put)
             return used
 
     async def get(self, name: str | Handle) -> object:
@@ -1018,7 +1034,7 @@ class Session(AsyncResource):
     async def _renew_bindings(self) -> Bindings:
         """Make variables again of handles that were, where the guest has lost them."""
         assert self._bindings is not None
-        await self._bindings.renew()
+        self._notes += await self._bindings.renew()
         return self._bindings
 
     async def _answer(
@@ -1027,9 +1043,14 @@ class Session(AsyncResource):
         """The one way from the guest to the host."""
         call = partial(self._open_namespaces().call, namespace, method, args, kwargs)
         resumption, recorder = self._resumption, self._recorder
-        if resumption is not None and resumption.answers(namespace):
-            return resumption.answer(namespace, method, args, kwargs)
-        if recorder is None or namespace == "handles" or self._running is None:
+        if resumption is not None and resumption.is_replaying:
+            is_answered, answer = resumption.answer(namespace, method, args, kwargs)
+            if is_answered:
+                return answer
+            is_recorded = resumption.is_rerun
+        else:
+            is_recorded = self._running is not None
+        if recorder is None or namespace == "handles" or not is_recorded:
             return await call()
         return await recorder.around(call, namespace, method, args, kwargs)
 
@@ -1169,6 +1190,10 @@ class Session(AsyncResource):
             if entries:
                 lines.append(f"\n{title}:")
                 lines += [_one_line(title.lower(), entry) for entry in entries]
+        handles = self._open_handles()
+        if handles.handle_names():
+            lines.append("\nVariables and handles:")
+            lines += [f"- {name}: {handles.snapshot(name)}" for name in handles.handle_names()]
         return shorten("\n".join(lines), 4 * max_tokens)
 
     def as_tool(self) -> RunPython:
@@ -1204,6 +1229,7 @@ expression is returned. Available without import:
 - workflows.<name>(...) runs a stored workflow, also an async one, without await
 - workflows.create(name, source, description) stores one: source defines run(...)
 - artifacts.save(name, data), artifacts.load(name), artifacts.list() keep data beyond the session
+- handles.put(name, value), handles.get(name) keep large values beyond a reset
 - deps.add(package) installs a package
 - display(object) shows figures, images and HTML"""
 

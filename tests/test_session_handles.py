@@ -21,6 +21,7 @@ from py_code_mode import (
     SubprocessExecutor,
 )
 from py_code_mode.errors import (
+    CodeModeError,
     HandleNotFound,
     HandlesClosed,
     HandlesFull,
@@ -28,7 +29,7 @@ from py_code_mode.errors import (
     ValueNotPortable,
 )
 from py_code_mode.guest.holdings import HELD_RESULTS
-from py_code_mode.guest.variables import LARGE
+from py_code_mode.guest.variables import LARGE, MAX_TOLD
 from py_code_mode.handles import SessionCache
 from py_code_mode.handles import session as session_handles
 from py_code_mode.sandbox.probe import probe
@@ -446,3 +447,135 @@ async def test_a_cancelled_put_leaves_a_usable_session(new_executor: NewExecutor
             assert await value(session, "1 + 1") == 2
         await session.put("x", frame(5), overwrite=True)
         assert await value(session, "len(x)") == 5
+
+
+async def test_instructions_tell_of_handles(new_executor: NewExecutor) -> None:
+    async with session_of(new_executor) as session:
+        assert "Variables and handles" not in await session.instructions()
+        await session.put("sales", frame())
+        text = await session.instructions()
+        assert '- sales: {"type":"pandas.DataFrame","shape":[1000,2]' in text
+
+
+# -- odd orders
+
+
+class Unbuildable:
+    def __reduce__(self) -> Any:
+        return eval, ("1 / 0",)
+
+
+async def test_what_the_guest_cannot_build_changes_nothing(new_worker: NewExecutor) -> None:
+    async with session_of(new_worker) as session:
+        await session.put("x", [1], semantics={"a": "of x"})
+        for name, overwrite in (("x", True), ("y", False)):
+            with pytest.raises(CodeModeError):
+                await session.put(name, Unbuildable(), overwrite)
+        assert session.handles.handle_names() == ["x"]
+        assert session.handles.get("x") == [1]
+        await session.reset()  # and keeps nothing from going on
+        assert await value(session, "x, 'y' in globals()") == ([1], False)
+
+
+async def test_a_handle_that_cannot_be_bound_again_is_said(
+    new_worker: NewExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with session_of(new_worker) as session:
+        await session.put("x", [1])
+        await session.put("y", [2])
+        session.handles.put("x", Unbuildable(), True)
+        await session.reset()
+        result = await session.run("y, 'x' in globals()")
+        assert result.value == ([2], False)
+        assert any("handle x" in note for note in result.notes)
+        assert (await session.run("1")).notes == ()
+
+
+@pytest.mark.parametrize("who", ["guest", "host", "deleted"])
+async def test_a_handle_that_was_replaced_is_bound_with_its_new_value(
+    new_executor: NewExecutor, who: str
+) -> None:
+    async with session_of(new_executor) as session:
+        await session.put("x", [1])
+        if who == "guest":
+            await value(session, "handles.put('x', [2], overwrite=True)")
+        elif who == "host":
+            session.handles.put("x", [2], True)
+        else:
+            session.handles.delete("x")
+            await value(session, "handles.put('x', [2])")
+        await session.reset()
+        assert await value(session, "x, handles.get('x')") == ([2], [2])
+
+
+async def test_shared_memory_of_handles_that_are_gone_is_given_back(
+    new_worker: NewExecutor,
+) -> None:
+    async with session_of(new_worker) as session:
+        await session.put("x", np.zeros(1_000_000))
+        bindings = session._bindings  # pyright: ignore[reportPrivateUsage]
+        assert bindings is not None
+        shared = bindings._shared  # pyright: ignore[reportPrivateUsage]
+        assert list(shared) == ["x"]
+        await value(session, "handles.delete('x')")
+        await session.reset()
+        assert not shared
+
+
+async def test_code_that_puts_much_is_told_of_within_bounds(new_executor: NewExecutor) -> None:
+    async with session_of(new_executor) as session:
+        result = await session.run(
+            "for n in range(100): handles.put(f'n{n}', n)\n"
+            "for n in range(100): handles.put('same', n, overwrite=True)"
+        )
+        assert result.is_ok
+        assert len(result.handles) <= MAX_TOLD
+        assert "same" in result.handles
+        assert len(session.handles.handle_names()) == 101
+
+
+async def test_names_that_runs_leave_are_known_within_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_handles, "MAX_AWAY", 30)
+    async with session_of(plain) as session:
+        for run in range(3):
+            await session.run(f"for n in range(20): globals()[f'v{run}_{{n}}'] = 'x' * 9999")
+        assert len(session.handles.handle_names()) == 30
+        assert len(await value(session, "v0_0")) == 9999
+
+
+@pytest.mark.parametrize("name", ["ﬁx", "x" * 201, "tools", "list", "class", "1x", "", "a.b"])
+async def test_names_that_code_could_not_say_are_refused(name: str) -> None:
+    async with session_of(InProcessExecutor) as session:
+        with pytest.raises(InvalidName):
+            await session.put(name, 1)
+        assert not (await session.run(f"handles.put({name!r}, 1)")).is_ok
+        assert session.handles.handle_names() == []
+
+
+async def test_results_of_calls_get_a_name_whatever_they_are_called() -> None:
+    async with session_of(InProcessExecutor) as session:
+        for name in ("class", "_x", "a-b", "9"):
+            await session.save_artifact(name, "x" * 100_000)
+            assert await value(session, f"len(artifacts.load({name!r}))") == 100_000
+        assert len(session.handles.handle_names()) == 4
+
+
+async def test_a_fork_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "namespaces" not in probe().backends:
+        pytest.skip("this machine allows no namespaces")
+    made: list[SessionCache] = []
+
+    def broken(self: Any, origin: Any) -> None:
+        made.append(self._handles)
+        raise OSError("no room")
+
+    monkeypatch.setattr("py_code_mode.bindings.Bindings.take_over", broken)
+    async with session_of(sandboxed) as session:
+        await session.put("x", [1])
+        with pytest.raises(OSError, match="no room"):
+            await session.fork()
+        with pytest.raises(HandlesClosed):
+            made[0].get("x")
+        assert await value(session, "x") == [1]

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -20,10 +21,11 @@ from py_code_mode import (
     InProcessExecutor,
     MemoryStorage,
     Session,
+    SessionClosed,
     SubprocessConfig,
     SubprocessExecutor,
 )
-from py_code_mode import session as session_module
+from py_code_mode import recorder as recorder_module
 from py_code_mode.errors import (
     PersistenceError,
     ReplayDivergenceError,
@@ -31,8 +33,10 @@ from py_code_mode.errors import (
     SessionNotFoundError,
     StateNotTrusted,
 )
+from py_code_mode.execution.executor import RunOutcome
 from py_code_mode.journal.loader import Journal, read_journal
 from py_code_mode.sandbox.probe import probe
+from py_code_mode.testing import FakeExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -449,8 +453,399 @@ async def test_a_conversation_is_taken_over(storage: FileStorage) -> None:
 async def test_a_long_session_saves_its_variables_now_and_then(
     storage: FileStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "SAVE_AFTER", 0.0)
+    monkeypatch.setattr(recorder_module, "SAVE_AFTER", 0.0)
     async with Session(storage) as session:
         for number in range(3):
             await session.run(f"x = {number}")
         assert [state.at_run for state in journal_of(storage, session).saved_states] == [1, 2, 3]
+
+
+# -- odd orders, bad luck
+
+
+async def test_a_fork_redacts_as_its_origin(storage: FileStorage) -> None:
+    if "namespaces" not in probe().backends:
+        pytest.skip("this machine allows no namespaces")
+
+    def redact(record: dict[str, Any]) -> dict[str, Any]:
+        return dict(json.loads(json.dumps(record).replace("hunter2", "***")))
+
+    async with Session(storage, sandboxed(), redact=redact) as session:
+        await session.run("x = 1")
+        async with await session.fork() as branch:
+            await branch.run("password = 'hunter2'")
+    for path in (storage.base_path / "sessions").rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
+
+
+async def test_what_redact_cannot_look_into_is_not_written(storage: FileStorage) -> None:
+    secret = "hunter2" * 2000
+
+    def redact(record: dict[str, Any]) -> dict[str, Any]:
+        return dict(json.loads(json.dumps(record).replace("hunter2", "***")))
+
+    async with Session(storage, redact=redact) as one:
+        await one.put("table", pd.DataFrame({"a": [secret]}))
+        await one.run(f"password = {secret!r}")
+    files = [path for path in (storage.base_path / "sessions").rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"hunter2" in path.read_bytes()]
+
+
+async def test_a_run_that_the_close_interrupts_is_on_record_as_cancelled(
+    storage: FileStorage, new_executor: NewExecutor
+) -> None:
+    session = Session(storage, new_executor())
+    await session.start()
+    await session.run("x = 1")
+    running = anyio.Event()
+
+    async def run() -> None:
+        with suppress(SessionClosed):  # or it is a result
+            await session.run(
+                "print(1, flush=True)\nwhile True: pass", None, lambda _: running.set()
+            )
+
+    with anyio.fail_after(TIMEOUT):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            await running.wait()
+            await session.close()
+    assert [run.status for run in journal_of(storage, session).runs] == ["ok", "cancelled"]
+    async with resume(storage, session, new_executor()) as again:
+        assert again.resumed is not None
+        assert again.resumed.skipped == (2,)
+        assert await value(again, "x") == 1
+
+
+@with_copies
+async def test_a_cancelled_run_that_was_undone_undoes_no_other(storage: FileStorage) -> None:
+    hang = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+    always = SubprocessExecutor(SubprocessConfig(backend="namespaces", protect="always"))
+    async with Session(storage, always) as session:
+        await value(session, "x = 1")
+        with anyio.fail_after(TIMEOUT):
+            with anyio.move_on_after(0.3):
+                await session.run(hang)
+        assert session.state == "restored"
+        assert [run.run_id for run in journal_of(storage, session).live_line] == [1]
+        assert await value(session, "x") == 1
+    async with resume(storage, session, sandboxed()) as again:
+        assert again.resumed is not None
+        assert again.resumed.replayed == ()  # the state at the end is that after run 3
+        assert await value(again, "x") == 1
+
+
+@with_copies
+async def test_a_saved_state_is_used_also_where_the_last_run_was_undone(
+    storage: FileStorage,
+) -> None:
+    async with Session(storage, sandboxed()) as session:
+        await value(session, "x = 1")
+        with await session.checkpoint() as checkpoint:
+            await value(session, "x = 2")
+            await session.rollback(checkpoint)
+    async with resume(storage, session, sandboxed()) as again:
+        assert again.resumed is not None
+        assert (again.resumed.replayed, again.resumed.at_run) == ((), 1)
+        assert await value(again, "x") == 1
+
+
+async def test_a_guest_that_ended_between_runs_undoes_not_the_next_one(
+    storage: FileStorage,
+) -> None:
+    outcomes = {
+        "restored": RunOutcome(state="restored", restored_to=1),
+        "lost": RunOutcome(state="lost"),
+    }
+    async with Session(storage, FakeExecutor(outcomes)) as session:
+        lines: list[list[int]] = []
+        for code in ("1", "2", "restored", "lost"):
+            await session.run(code)
+            lines.append([run.run_id for run in journal_of(storage, session).live_line])
+    assert lines == [[1], [1, 2], [1, 3], [4]]
+
+
+async def test_what_was_put_after_the_variables_were_saved_comes_back(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "SAVE_AFTER", 0.0)
+    async with Session(storage) as session:
+        await session.put("before", 1)
+        await session.run("before = 5")
+        await session.put("after", 2)
+        await session.put("before", 7)  # the user has one of this name
+        monkeypatch.setattr(recorder_module, "SAVE_LIMIT", 0)  # and then it is killed
+    async with resume(storage, session, InProcessExecutor()) as again:
+        assert await value(again, "before, after") == (5, 2)
+        await again.reset()
+        assert await value(again, "after, before") == (2, 1)  # it is bound again, as any handle
+
+
+async def test_large_tables_of_tools_and_puts_are_on_record_whole(
+    storage: FileStorage, new_executor: NewExecutor
+) -> None:
+    table = pd.DataFrame({"a": np.arange(100_000), "b": ["x"] * 100_000})
+
+    def fetch() -> object:
+        """Fetch."""
+        return table
+
+    async with Session(storage, new_executor()) as session:
+        session.add_tool(fetch)
+        await session.put("given", table)
+        await value(session, "got = tools.fetch(); len(got)")
+    for mode in ("restore", "replay"):
+        async with resume(storage, session, new_executor(), mode=mode) as again:
+            assert await value(again, "len(got), len(given)") == (100_000, 100_000)
+            given: Any = again.handles.get("given")
+            pd.testing.assert_frame_equal(given, table)
+
+
+async def test_what_is_too_large_to_be_on_record_is_a_divergence(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_KEPT", 10_000)
+
+    def fetch() -> str:
+        """Fetch."""
+        return "x" * 50_000
+
+    async with Session(storage) as session:
+        session.add_tool(fetch)
+        await session.put("given", "y" * 50_000)
+        await value(session, "n = len(tools.fetch()); n")
+    for path in (storage.base_path / "sessions").glob("*.jsonl"):
+        assert path.stat().st_size < 20_000
+    with pytest.raises(ReplayDivergenceError, match="in whole"):
+        await resume(storage, session, InProcessExecutor(), mode="replay").start()
+    async with resume(storage, session, InProcessExecutor()) as again:
+        assert await value(again, "n, len(given)") == (50_000, 50_000)
+
+
+SETS = """
+import sys, anyio
+from py_code_mode import FileStorage, Session
+async def main():
+    async with Session(FileStorage(sys.argv[1])) as session:
+        def count(words: set, thing: object) -> int:
+            "Count."
+            return len(words)
+        session.add_tool(count)
+        result = await session.run("n = tools.count({'a', 'b', 'c', 'd', 'e'}, object())")
+        assert result.is_ok, result.failure
+        print(session.id)
+anyio.run(main)
+"""
+
+
+async def test_sets_and_addresses_of_arguments_are_no_divergence(storage: FileStorage) -> None:
+    for seed in "123":
+        place = {**os.environ, "PYTHONHASHSEED": seed, "TMPDIR": str(storage.base_path.parent)}
+        command = [sys.executable, "-c", SETS, str(storage.base_path)]
+        done = await anyio.run_process(command, env=place)
+        name = done.stdout.decode().strip()
+        async with Session.resume(name, storage=storage, mode="replay") as again:
+            assert await value(again, "n") == 5
+
+
+async def test_a_run_that_was_cut_short_is_executed_again_where_that_is_wanted(
+    storage: FileStorage,
+) -> None:
+    name = await anyio.to_thread.run_sync(killed_in_a_run, storage.base_path)
+    calls: list[str] = []
+
+    def stop() -> None:
+        """Stop."""
+        calls.append("stop")
+
+    session = Session.resume(name, storage=storage, on_ambiguous="rerun")
+    session.add_tool(stop)
+    async with session as again:
+        assert again.resumed is not None
+        assert again.resumed.replayed == (1, 2, 3, 4, 5, 6)
+        assert await value(again, "x") == "half"
+    assert calls == ["stop"]
+    # it has an outcome now, and what its calls gave is on record
+    async with Session.resume(name, storage=storage, mode="replay", on_ambiguous="raise") as again:
+        assert await value(again, "x") == "half"
+    assert calls == ["stop"]
+
+
+async def test_large_variables_of_runs_that_were_executed_again_are_handles(
+    storage: FileStorage, new_executor: NewExecutor
+) -> None:
+    async with Session(storage, new_executor()) as session:
+        await value(session, "text = 'x' * 10_000; len(text)")
+    async with resume(storage, session, new_executor(), mode="replay") as again:
+        assert "text" in again.handles.handle_names()
+        await again.reset()
+        assert "text" not in again.handles.handle_names()
+
+
+@with_copies
+async def test_what_sandboxed_code_did_in_a_resumed_session_is_not_run_without_a_sandbox(
+    storage: FileStorage,
+) -> None:
+    async with Session(storage) as session:
+        await session.run("x = 1")
+    async with resume(storage, session, sandboxed(), mode="replay") as again:
+        await again.run("y = 2")
+    with pytest.raises(StateNotTrusted):
+        await resume(storage, session, InProcessExecutor(), mode="replay").start()
+
+
+async def test_a_session_is_resumed_only_with_its_record(storage: FileStorage) -> None:
+    async with Session(storage) as session:
+        await session.run("x = 1")
+    with pytest.raises(ConfigError):
+        Session.resume(session.id, storage=storage, record=False)
+
+
+async def test_saving_variables_keeps_no_other_session_waiting(storage: FileStorage) -> None:
+    async with Session(storage) as session:
+        await session.run(
+            "import threading\n"
+            "class Slow:\n"
+            "    def __reduce__(self):\n"
+            "        tools.reached(); threading.Event().wait(1); return int, ()\n"
+            "slow = Slow()"
+        )
+        gap = 0.0
+        with anyio.fail_after(TIMEOUT):
+            async with anyio.create_task_group() as tasks:
+
+                async def watch() -> None:
+                    nonlocal gap
+                    while True:
+                        before = anyio.current_time()
+                        await anyio.sleep(0.01)
+                        gap = max(gap, anyio.current_time() - before)
+
+                tasks.start_soon(watch)
+                await session.close()
+                tasks.cancel_scope.cancel()
+    assert gap < 0.8
+
+
+async def test_variables_that_cannot_be_saved_refuse_no_run(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "SAVE_AFTER", 0.0)
+
+    def full(*_: object, **__: object) -> object:
+        raise PersistenceError("the disk is full")
+
+    monkeypatch.setattr("py_code_mode.journal.journal.SessionJournal.put_blob", full)
+    async with Session(storage) as session:
+        assert (await session.run("x = 1")).recorded
+        assert (await session.run("x += 1")).recorded
+    events = [event for event in journal_of(storage, session).events if event.kind == "unsaved"]
+    assert events
+    assert "disk is full" in events[0].data["reason"]
+
+
+async def test_variables_that_take_too_long_to_save_are_told_of(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "SAVE_TIMEOUT", 0.1)
+    async with Session(storage) as session:
+        await session.run(
+            "import threading\n"
+            "class Slow:\n    def __reduce__(self): threading.Event().wait(1); return int, ()\n"
+            "slow = Slow()"
+        )
+    (event,) = journal_of(storage, session).events
+    assert (event.kind, "took more" in event.data["reason"]) == ("unsaved", True)
+
+
+async def test_a_state_that_cannot_be_loaded_says_how_to_go_on(storage: FileStorage) -> None:
+    async with Session(storage) as session:
+        await session.run("x = 1")
+    for blob in (storage.base_path / "sessions" / ".blobs").rglob("*"):
+        if blob.is_file() and blob.name != ".lock":
+            blob.unlink()
+    with pytest.raises(PersistenceError, match="replay"):
+        await resume(storage, session, InProcessExecutor()).start()
+    async with resume(storage, session, InProcessExecutor(), mode="replay") as again:
+        assert await value(again, "x") == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "broken link"])
+async def test_a_folder_of_sessions_that_is_none_is_said(storage: FileStorage, kind: str) -> None:
+    place = storage.base_path / "sessions"
+    if kind == "file":
+        place.write_text("")
+    else:
+        place.symlink_to(storage.base_path / "nowhere" / "else")
+    async with Session(storage) as session:
+        result = await session.run("1")
+        assert (result.value, result.recorded) == (1, False)
+        assert any("not recorded" in note for note in result.notes)
+    with pytest.raises(PersistenceError):
+        await Session(storage, record=True).start()
+
+
+async def test_a_cancelled_reset_is_on_record(storage: FileStorage) -> None:
+    async with Session(storage, plain()) as session:
+        await session.run("x = 1")
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await session.reset()
+        await session.run("y = 'x' in globals()")
+        there = await value(session, "y")
+        assert there == bool(len(journal_of(storage, session).live_line) == 3)
+
+
+async def test_odd_text_is_recorded(storage: FileStorage, new_executor: NewExecutor) -> None:
+    async with Session(storage, new_executor()) as session:
+        result = await session.run("print('\\ud800\\x00'); {'\\udfff': float('nan'), 1: 2**100}")
+        assert result.recorded
+        result = await session.run("try: tools['\\ud800' * 70_000]()\nexcept Exception: pass")
+        assert result.recorded
+    assert len(journal_of(storage, session).calls) == 1
+
+
+LIE = """
+import gc
+for found in gc.get_objects():
+    if isinstance(found, type) and "load_workflow" in vars(found) and "save" in vars(found):
+        found.save = lambda self, limit: type("Saved", (), SAID)()
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"types": {"x": 1}, "skipped": {}, "parts": [b"x"]}',
+        '{"types": {}, "skipped": {}, "parts": []}',
+        '{"types": [], "skipped": {}, "parts": [b"x"]}',
+        '{"types": {}, "skipped": {}, "parts": [b"x" * (4 << 20)]}',
+    ],
+)
+async def test_a_guest_that_lies_of_its_variables_is_ended_and_harms_nobody(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(recorder_module, "SAVE_LIMIT", 1 << 20)
+    async with Session(storage, plain()) as session:
+        assert (await session.run(LIE.replace("SAID", said))).is_ok
+        monkeypatch.setattr(recorder_module, "SAVE_AFTER", 0.0)
+        session_recorder = session._recorder  # pyright: ignore[reportPrivateUsage]
+        assert session_recorder is not None
+        await session_recorder.save(session._executor)  # pyright: ignore[reportPrivateUsage]
+        result = await session.run("'LIE' in globals()")
+        assert (result.value, result.state) == (False, "lost")
+    journal = journal_of(storage, session)
+    assert [event.kind for event in journal.events][:1] == ["unsaved"]
+    assert [run.run_id for run in journal.live_line] == [2]
+
+
+async def test_what_a_guest_says_of_its_variables_is_bounded(storage: FileStorage) -> None:
+    types = '{str(n) * 2000: "t" * 9999 for n in range(300)}'
+    said = f'{{"types": {types}, "skipped": {{}}, "parts": [b"x"]}}'
+    async with Session(storage, plain()) as session:
+        await session.run(LIE.replace("SAID", said))
+    journal = journal_of(storage, session)
+    told: Any = journal.expand(journal.saved_states[0].vars)
+    assert len(told) > 200
+    assert all(len(name) <= 1010 and len(kind["type"]) <= 1010 for name, kind in told.items())

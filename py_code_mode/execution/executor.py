@@ -312,6 +312,8 @@ class Executor(AsyncResource, ABC):
 
     #: what became of the variables in the latest run, also one that was cancelled
     state: State = "kept"
+    #: the run whose variables are back, where the state is ``restored``
+    restored_to: int | None = None
 
     @property
     def capabilities(self) -> frozenset[str]:

@@ -13,11 +13,13 @@ import os
 import sys
 import threading
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Self, assert_never
 
 import anyio
+import anyio.to_thread
 
 from py_code_mode.environments.base import Environment, host_environment
 from py_code_mode.errors import (
@@ -183,12 +185,9 @@ class InProcessExecutor(Executor):
                 interpreter.holdings.release(name)
                 return None
             case Save(limit):
-                saved = interpreter.save(limit)
-                # copies: the variables live on
-                parts = [bytes(part) for part in saved.parts]
-                return SavedState(parts=parts, types=saved.types, skipped=saved.skipped)
+                return await _on_a_thread("save", partial(_save, interpreter, limit))
             case Load(state):
-                return interpreter.load([bytearray(part) for part in state.parts])
+                return await _on_a_thread("load", partial(_load, interpreter, state))
             case _:
                 assert_never(message)
 
@@ -224,6 +223,30 @@ class InProcessExecutor(Executor):
                 await supervisor.release()
 
         await to_the_end(free)
+
+
+async def _on_a_thread(what: str, function: Callable[[], object]) -> object:
+    """Have code of the variables' classes run where it keeps no other session waiting.
+
+    Cancelled, it is left to itself: it cannot be interrupted.
+
+    Raises:
+        CallFailed: it raised.
+    """
+    try:
+        return await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+    except (Exception, SystemExit) as error:  # a border, as the other side of a worker's socket
+        raise CallFailed(what, f"{type(error).__name__}: {error}") from error
+
+
+def _save(interpreter: Interpreter, limit: int) -> SavedState:
+    saved = interpreter.save(limit)
+    parts = [bytes(part) for part in saved.parts]  # copies: the variables live on
+    return SavedState(parts=parts, types=saved.types, skipped=saved.skipped)
+
+
+def _load(interpreter: Interpreter, state: SavedState) -> list[str]:
+    return interpreter.load([bytearray(part) for part in state.parts])
 
 
 def _handle(sketch: Mapping[str, Any]) -> Handle:

@@ -455,7 +455,7 @@ class SubprocessExecutor(BranchingExecutor):
             if worker.death is not None:
                 await to_the_end(settle)
             # what no outcome has told of yet is not forgotten by a cancelled run
-            self.state = fate.state
+            self.state, self.restored_to = fate.state, fate.restored_to
         self._owed = None
         if ended.was_stopped and worker.death is None and self._sandbox is not None:
             await self._sandbox.keeper.end_forks(ended.duration)

@@ -11,6 +11,7 @@ import signal
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from importlib.util import find_spec
+from itertools import islice
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -100,6 +101,8 @@ HEAVY = 256 << 10
 SMALL_REPLY = 4 << 10
 #: Bytes of an error that a call gives back.
 MAX_ERROR = 1 << 20
+#: Variables that a saved state may tell of.
+MAX_LISTED = 10_000
 #: Characters of the reason why there is no copy.
 MAX_REFUSAL = 500
 #: From SIGKILL to the exit of a process; only a broken kernel takes longer.
@@ -542,7 +545,12 @@ class Worker:
                 return await self._ask({"t": "release", "name": name})
             case Save(limit):
                 told, parts = await self._hear({"t": "save", "limit": limit})
-                return _saved(told, parts, limit)
+                try:
+                    return _saved(told, parts, limit)
+                except ProtocolViolation as error:
+                    self.on_channel_end(error.reason)
+                    await self.kill()
+                    raise
             case Load(state):
                 return await self._ask({"t": "load"}, state.parts)
             case _:
@@ -731,7 +739,12 @@ def _saved(told: object, parts: Sequence[Any], limit: int) -> SavedState:
         raise ProtocolViolation(f"no saved state: {error}") from error
     if not parts or size > limit + MAX_ERROR:
         raise ProtocolViolation(f"a saved state of {size} bytes; {limit} were asked for")
-    return SavedState(parts=tuple(parts), types=types, skipped=skipped)
+    return SavedState(parts=tuple(parts), types=_listed(types), skipped=_listed(skipped))
+
+
+def _listed(facts: dict[str, str]) -> dict[str, str]:
+    """What a guest says of its variables, as much as is worth keeping."""
+    return {shorten(name, 1000): shorten(facts[name], 1000) for name in islice(facts, MAX_LISTED)}
 
 
 @asynccontextmanager

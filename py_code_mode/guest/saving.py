@@ -22,7 +22,7 @@ from .values import type_name
 
 TYPE_CHECKING = False  # typing itself takes milliseconds to import
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
     from typing import Any
 
 _PROTOCOL = 5
@@ -31,6 +31,10 @@ _APART = 64 << 10
 _GLOBALS = "globals"
 #: Characters of a reason.
 _MAX_REASON = 300
+
+
+#: The first bytes of what is saved: the code of functions is of one version of Python.
+_VERSION = f"Python {sys.version_info[0]}.{sys.version_info[1]}\n".encode()
 
 
 class Unloadable(ValueError):
@@ -78,7 +82,16 @@ def save(namespace: dict[str, Any], reserved: Mapping[str, Any], limit: int) -> 
             except Unloadable as error:
                 skipped[name] = str(error)
                 del kept[name]
-        parts = _dump(namespace, reserved, kept, limit)
+        # Together they take a little more: their names.
+        while True:
+            try:
+                parts = _dump(namespace, reserved, kept, limit)
+                break
+            except Unloadable as error:
+                if not kept:
+                    raise
+                name, _ = kept.popitem()
+                skipped[name] = str(error)
     return Saved(parts, {name: type_name(type(value)) for name, value in kept.items()}, skipped)
 
 
@@ -86,11 +99,17 @@ def load(namespace: dict[str, Any], reserved: Mapping[str, Any], parts: Sequence
     """Put saved variables into a namespace; gives their names.
 
     Raises:
-        Unloadable: a package is missing, or is of another version. Nothing has changed.
+        Unloadable: a package is missing, or it or Python is of another version. Nothing has
+            changed.
     """
-    loader = _Loader(io.BytesIO(parts[0]), namespace, reserved, parts[1:])
+    pickled = memoryview(parts[0])
+    version = bytes(pickled[:20]).partition(b"\n")[0].decode("ascii", "replace")
+    if f"{version}\n".encode() != _VERSION:
+        raise Unloadable(f"it was saved by {version}, and this is {_VERSION.decode().strip()}")
+    stream = io.BytesIO(pickled[len(_VERSION) :])
+    loader = _Loader(stream, namespace, reserved, parts[1:])
     try:
-        found = loader.load()
+        found = dict(loader.load())
     except Exception as error:  # a border: constructors of anybody's classes
         raise Unloadable(f"{type(error).__name__}: {error}"[:_MAX_REASON]) from error
     namespace.update(found)
@@ -110,6 +129,7 @@ def _dump(
         Unloadable: it cannot be pickled, or is larger than the limit.
     """
     stream = _Bounded(limit)
+    stream.write(_VERSION)
     buffers: list[Any] = []
 
     def keep_apart(buffer: pickle.PickleBuffer) -> bool:
@@ -121,7 +141,7 @@ def _dump(
         return False
 
     try:
-        with _by_value(namespace["__name__"]):
+        with _by_value(str(namespace.get("__name__"))):
             _pickler(stream, keep_apart, namespace, reserved).dump(value)
     except Unloadable:
         raise
@@ -131,7 +151,7 @@ def _dump(
 
 
 @contextmanager
-def _by_value(module_name: str) -> Iterator[None]:
+def _by_value(module_name: str) -> Generator[None, None, None]:
     """Have what cells define kept by value, also where their module is not ``__main__``."""
     module = sys.modules.get(module_name)
     if module_name == "__main__" or module is None:
@@ -175,8 +195,9 @@ def _pickler(
         name = names.get(id(value))
         if name is not None:
             return name
-        # a module is named only; one made by hand can be found nowhere
-        return f"import {value.__name__}" if type(value) is ModuleType else None
+        if type(value) is ModuleType and sys.modules.get(value.__name__) is value:
+            return f"import {value.__name__}"  # one made by hand can be found nowhere
+        return None
 
     try:
         import cloudpickle  # pyright: ignore[reportMissingImports]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import keyword
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from typing import TYPE_CHECKING
 
 from py_code_mode.errors import HandleNotFound, HandlesFull
 from py_code_mode.guest.holdings import HELD_RESULTS
-from py_code_mode.guest.variables import is_large
+from py_code_mode.guest.variables import MAX_TOLD, is_large
 from py_code_mode.handles.cache import SessionCache
 from py_code_mode.handles.info import HandleInfo, Origin
 from py_code_mode.handles.size import size_of
@@ -19,6 +21,7 @@ from py_code_mode.results import Handle, Snapshot
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from py_code_mode.handles.info import Semantics
     from py_code_mode.results import JsonValue
 
 #: Bytes of values kept in memory; the least recently used move to files.
@@ -27,9 +30,12 @@ MAX_HOT = 1 << 30
 MAX_GUEST_HANDLES, MAX_GUEST_BYTES = 1000, 1 << 30
 #: Large results of calls that are kept; older ones are let go.
 MAX_RESULTS = 32
+#: Values in the guest that are known by name; of the others the oldest are forgotten.
+MAX_AWAY = 2 * MAX_GUEST_HANDLES
 
 _WORD = re.compile(r"[^\W\d]\w*")
 _RESULT = re.compile(r"_\d+")
+_versions = count(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,13 +61,32 @@ class SessionHandles(SessionCache):
         self._away: dict[str, _Away] = {}
         self._of_guest: dict[str, int] = {}
         self._results: list[str] = []
-        self._made: list[str] = []
+        self._made: dict[str, None] = {}
+        self._versions: dict[str, int] = {}
 
     # -- what is here
 
     def is_here(self, name: str) -> bool:
         """Whether the host has the value."""
         return super().has_handle(name)
+
+    def put(
+        self,
+        name: str,
+        value: object,
+        overwrite: bool = False,
+        *,
+        semantics: Semantics | None = None,
+        origin: Origin | None = None,
+    ) -> str:
+        with self._lock:
+            used = super().put(name, value, overwrite, semantics=semantics, origin=origin)
+            self._versions[used] = next(_versions)
+            return used
+
+    def version(self, name: str) -> int:
+        """Tells the values that one name has had apart; 0 where the host has none."""
+        return self._versions.get(name, 0) if self.is_here(name) else 0
 
     def put_for_guest(self, name: str, value: object, overwrite: bool = False) -> str:
         """Keep what guest code puts, within bounds.
@@ -79,7 +104,7 @@ class SessionHandles(SessionCache):
                 raise HandlesFull(name, f"all together would be over {MAX_GUEST_BYTES} bytes")
             used = self.put(name, value, overwrite, origin=Origin(kind="run", run_id=self.run_id))
             self._of_guest[used] = size
-            self._made.append(used)
+            self._tell_of(used)
             return used
 
     def hold_for_guest(
@@ -100,7 +125,7 @@ class SessionHandles(SessionCache):
             told = Snapshot.from_guest(snapshot, type_name)
             handle = Handle(name=used, type_name=type_name[:1000], snapshot=told)
             self.note([handle], self.run_id or 0)
-            self._made.append(used)
+            self._tell_of(used)
             return used
 
     def put_result(self, name: str, value: object, call: str) -> str | None:
@@ -108,12 +133,13 @@ class SessionHandles(SessionCache):
         if not is_large(value):
             return None
         name = re.sub(r"\W", "_", name)
-        name = name if name.isidentifier() and not name.startswith("_") else f"result{name}"
+        if not name.isidentifier() or name.startswith("_") or keyword.iskeyword(name):
+            name = f"result_{name.lstrip('_')}"
         with self._lock:
             origin = Origin(kind="call", run_id=self.run_id, call=call)
             used = self.put(name, value, origin=origin)
             self._results.append(used)
-            self._made.append(used)
+            self._tell_of(used)
             if len(self._results) > MAX_RESULTS:
                 oldest = self._results.pop(0)
                 if self.is_here(oldest):
@@ -121,21 +147,33 @@ class SessionHandles(SessionCache):
             return used
 
     def take_made(self) -> dict[str, Snapshot]:
-        """The handles that calls of the guest have made since this was asked last."""
-        made, self._made = self._made, []
+        """The newest handles that calls of the guest have made since this was asked last."""
+        made, self._made = self._made, {}
         return {
             name: Snapshot(data=json.loads(self.snapshot(name)))
             for name in made
             if self.has_handle(name)
         }
 
+    def _tell_of(self, name: str) -> None:
+        self._made.pop(name, None)
+        self._made[name] = None
+        if len(self._made) > MAX_TOLD:
+            del self._made[next(iter(self._made))]
+
     def copy(self) -> SessionHandles:
         """The same handles, for a fork of the session: values are shared, not copied."""
         other = SessionHandles()
         with self._lock:
-            for name in reversed(super().handle_names()):
-                info = super().info(name)
-                other.put(name, super().get(name), semantics=info.semantics, origin=info.origin)
+            try:
+                for name in reversed(super().handle_names()):
+                    info = super().info(name)
+                    value = super().get(name)
+                    other.put(name, value, semantics=info.semantics, origin=info.origin)
+            except BaseException:
+                other.close()
+                raise
+            other._versions = dict(self._versions)  # the guest is a copy too, and knows them
             other._away = dict(self._away)
             other._of_guest = dict(self._of_guest)
             other._results = list(self._results)
@@ -164,6 +202,8 @@ class SessionHandles(SessionCache):
             results = [name for name in self._away if _RESULT.fullmatch(name)]
             for name in results[:-HELD_RESULTS]:
                 del self._away[name]
+            while len(self._away) > MAX_AWAY:
+                del self._away[next(iter(self._away))]
 
     def forget(self, names: Iterable[str]) -> None:
         """Let go of values that are not in the guest any more."""

@@ -19,6 +19,7 @@ import tempfile
 import uuid
 from abc import ABC, abstractmethod
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from inspect import isawaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ import anyio
 import pytest
 
 from py_code_mode.errors import (
+    CallFailed,
     CapabilityMissing,
     CheckpointClosed,
     CheckpointRefused,
@@ -41,11 +43,14 @@ from py_code_mode.execution.executor import (
     Capability,
     Executor,
     Fetch,
+    Load,
     Offer,
     OnEvent,
     Release,
     RunOutcome,
     RunRequest,
+    Save,
+    SavedState,
     Setup,
 )
 from py_code_mode.namespaces import Namespaces
@@ -741,6 +746,46 @@ class ExecutorContract(ABC):
             assert await guest.value("mine, free") == (1, "fourth")
             await guest.executor.reset()
             assert await exchange(Offer("free", "fourth", 4))
+
+    async def test_saved_variables_come_back_in_another_guest(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.EXCHANGE)
+            await guest.run(
+                "import threading\nshared = [1]; pair = (shared, shared); lock = threading.Lock()"
+            )
+            state = await guest.executor.exchange(Save(1 << 20))
+            assert isinstance(state, SavedState)
+            assert {name: state.types[name] for name in ("shared", "pair")} == {
+                "shared": "list",
+                "pair": "tuple",
+            }
+            assert set(state.skipped) == {"lock"}
+            assert await guest.value("shared") == [1]  # it lives on
+            parts = [bytes(part) for part in state.parts]
+        async with self.open() as guest:
+            loaded: Any = await guest.executor.exchange(Load(replace(state, parts=parts)))
+            assert set(loaded) == set(state.types)
+            assert await guest.value("shared.append(2)\npair") == ([1, 2], [1, 2])
+
+    async def test_saved_variables_are_within_the_limit(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.EXCHANGE)
+            await guest.run("small = 1\nlarge = 'x' * 100_000")
+            state = await guest.executor.exchange(Save(10_000))
+            assert isinstance(state, SavedState)
+            assert (set(state.types), set(state.skipped)) == ({"small"}, {"large"})
+            assert sum(memoryview(part).nbytes for part in state.parts) <= 10_000
+
+    async def test_what_cannot_be_loaded_is_an_error_and_changes_nothing(self) -> None:
+        async with self.open() as guest:
+            guest.needs(Capability.EXCHANGE)
+            await guest.run("x = 1")
+            for parts in ([b"garbage"], [b""]):
+                with pytest.raises(CallFailed):
+                    await guest.executor.exchange(
+                        Load(SavedState(parts=parts, types={}, skipped={}))
+                    )
+            assert await guest.value("x") == 1
 
     async def test_large_variables_are_told_of(self) -> None:
         async with self.open() as guest:

@@ -99,7 +99,7 @@ class FakeExecutor(Executor):
         if callable(given) and not isinstance(given, type):
             given = given(request.code)
         outcome = given if isinstance(given, RunOutcome) else _outcome(given)
-        self.state = outcome.state
+        self.state, self.restored_to = outcome.state, outcome.restored_to
         if on_event is not None:
             if outcome.stdout:
                 await _tell(on_event, Output("stdout", outcome.stdout))
