@@ -11,12 +11,14 @@ import threading
 import time
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from time import perf_counter
 from timeit import timeit
 from typing import TYPE_CHECKING
 
 import pytest
 
+from py_code_mode import FileStorage, InProcessExecutor, Session
 from py_code_mode.environments.uv import run_uv_blocking
 from py_code_mode.errors import EnvironmentFailed
 from py_code_mode.journal.cache import clear_cache, get_cached_session
@@ -43,7 +45,6 @@ from .report import summarised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from .report import Report
 
@@ -292,6 +293,45 @@ def test_search_after_a_live_session_has_grown(
             times.append(perf_counter() - began)
     name = "Search after a live session has got one record"
     report.add(summarised(name, times, "ms", scale=MS))
+
+
+@pytest.mark.anyio
+async def test_recording_a_run(report: Report, tmp_path: Path) -> None:
+    storage = FileStorage(tmp_path)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    async with (
+        Session(storage, InProcessExecutor(), record=True) as recorded,
+        Session(storage, InProcessExecutor(), record=False) as plain,
+    ):
+        for _ in range(1000):
+            for session in (recorded, plain):
+                began = perf_counter()
+                await session.run("1 + 1")
+                times[session is recorded].append(perf_counter() - began)
+    # one beside the other, so that what both suffer from is left out
+    costs = [one - other for one, other in zip(times[True], times[False], strict=True)]
+    report.add(
+        summarised("a run that is not recorded", times[False], "µs", scale=US),
+        summarised("recording it", costs, "µs", scale=US, bound=60),
+    )
+
+
+def test_reopening_a_journal_of_a_gibibyte(report: Report, tmp_path: Path) -> None:
+    journal = SessionJournal.create(tmp_path, "large", durability="process")
+    journal.append(Run(run_id=1, code="x" * 5_000))
+    line = Path(journal.path).read_bytes().splitlines(keepends=True)[1]
+    with Path(journal.path).open("ab") as file:
+        block = line * (1 + (4 << 20) // len(line))
+        for _ in range((1 << 30) // len(block)):
+            file.write(block)
+    journal.abandon()
+    times: list[float] = []
+    for _ in range(5):
+        began = perf_counter()
+        again = SessionJournal.reopen(tmp_path, "large", durability="process")
+        times.append(perf_counter() - began)
+        again.abandon()
+    report.add(summarised("reopen a journal of 1 GiB", times, "ms", scale=MS, bound=20))
 
 
 def a_turn(number: int) -> TurnRecord:
