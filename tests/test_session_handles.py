@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import anyio
 import numpy as np
@@ -32,30 +32,11 @@ from py_code_mode.guest.holdings import HELD_RESULTS
 from py_code_mode.guest.variables import LARGE, MAX_TOLD
 from py_code_mode.handles import SessionCache
 from py_code_mode.handles import session as session_handles
-from py_code_mode.sandbox.probe import probe
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from py_code_mode.execution.executor import Executor
+from .session_executors import WORKERS, NewExecutor, plain, sandboxed, with_copies
 
 pytestmark = pytest.mark.anyio
-NewExecutor: TypeAlias = "Callable[[], Executor]"
 TIMEOUT = 60.0
-
-
-def sandboxed() -> Executor:
-    return SubprocessExecutor(SubprocessConfig(backend="namespaces"))
-
-
-def plain() -> Executor:
-    return SubprocessExecutor(SubprocessConfig(backend="none"))
-
-
-with_copies = pytest.mark.skipif(
-    "namespaces" not in probe().backends, reason="this machine allows no namespaces"
-)
-WORKERS = [plain, pytest.param(sandboxed, marks=with_copies)]
 
 
 @pytest.fixture(params=[InProcessExecutor, *WORKERS])
@@ -562,9 +543,8 @@ async def test_results_of_calls_get_a_name_whatever_they_are_called() -> None:
         assert len(session.handles.handle_names()) == 4
 
 
+@with_copies
 async def test_a_fork_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    if "namespaces" not in probe().backends:
-        pytest.skip("this machine allows no namespaces")
     made: list[SessionCache] = []
 
     def broken(self: Any, origin: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import numpy as np
@@ -35,34 +35,20 @@ from py_code_mode.errors import (
 )
 from py_code_mode.execution.executor import RunOutcome
 from py_code_mode.journal.loader import Journal, read_journal
-from py_code_mode.sandbox.probe import probe
 from py_code_mode.testing import FakeExecutor
 
+from .session_executors import WORKERS, NewExecutor, plain, sandboxed, with_copies
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from py_code_mode.execution.executor import Executor
 
 pytestmark = pytest.mark.anyio
-NewExecutor: TypeAlias = "Callable[[], Executor]"
 TIMEOUT = 60.0
 
 
-def sandboxed() -> Executor:
-    return SubprocessExecutor(SubprocessConfig(backend="namespaces"))
-
-
-def plain() -> Executor:
-    return SubprocessExecutor(SubprocessConfig(backend="none"))
-
-
-with_copies = pytest.mark.skipif(
-    "namespaces" not in probe().backends, reason="this machine allows no namespaces"
-)
-
-
-@pytest.fixture(params=[InProcessExecutor, plain, pytest.param(sandboxed, marks=with_copies)])
+@pytest.fixture(params=[InProcessExecutor, *WORKERS])
 def new_executor(request: pytest.FixtureRequest) -> NewExecutor:
     return request.param
 
@@ -463,10 +449,8 @@ async def test_a_long_session_saves_its_variables_now_and_then(
 # -- odd orders, bad luck
 
 
+@with_copies
 async def test_a_fork_redacts_as_its_origin(storage: FileStorage) -> None:
-    if "namespaces" not in probe().backends:
-        pytest.skip("this machine allows no namespaces")
-
     def redact(record: dict[str, Any]) -> dict[str, Any]:
         return dict(json.loads(json.dumps(record).replace("hunter2", "***")))
 

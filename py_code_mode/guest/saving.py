@@ -157,9 +157,8 @@ def _by_value(module_name: str) -> Generator[None, None, None]:
     if module_name == "__main__" or module is None:
         yield
         return
-    try:
-        import cloudpickle  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    cloudpickle = _cloudpickle()
+    if cloudpickle is None:
         yield
         return
     cloudpickle.register_pickle_by_value(module)
@@ -167,6 +166,15 @@ def _by_value(module_name: str) -> Generator[None, None, None]:
         yield
     finally:
         cloudpickle.unregister_pickle_by_value(module)
+
+
+def _cloudpickle() -> Any:
+    """The package, or None where the environment lacks it: then only plain pickle is had."""
+    try:
+        import cloudpickle  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return cloudpickle
 
 
 class _Bounded(io.BytesIO):
@@ -199,9 +207,8 @@ def _pickler(
             return f"import {value.__name__}"  # one made by hand can be found nowhere
         return None
 
-    try:
-        import cloudpickle  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    cloudpickle = _cloudpickle()
+    if cloudpickle is None:
         plain = type("_Plain", (pickle.Pickler,), {"persistent_id": persistent_id})
         return plain(stream, _PROTOCOL, buffer_callback=keep_apart)
 

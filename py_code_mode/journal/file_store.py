@@ -21,6 +21,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ from py_code_mode.journal.store import (
     page_of,
 )
 from py_code_mode.journal.turns import SessionRecord, TurnRecord
-from py_code_mode.stores.file import LOCK_TIMEOUT
+from py_code_mode.stores.file import LOCK_TIMEOUT, lock_before
 from py_code_mode.stores.files import DISK, FileSystem
 from py_code_mode.stores.log import MAX_LINE, Durability, Signature, seal, signature_of, sync_later
 
@@ -65,7 +66,6 @@ _SUFFIX = ".json"
 _TAIL_SUFFIX = ".json.tail"
 _NEW_PREFIX = ".new-"
 _TRIES = 20  # to read or write a session that others exchange all the time
-_LONGEST_PAUSE = 0.01  # seconds between two tries for a lock
 _ADDING = os.O_RDWR | os.O_APPEND
 # A folder changed this recently may change once more without getting another time.
 _SETTLED = 100_000_000  # ns
@@ -843,23 +843,8 @@ class FileSessionStore(SessionStore):
             self._let_go(tail)
 
     def _take(self, file: int, path: str) -> None:
-        try:
-            self._files.lock(file)
-        except BlockingIOError:
-            pass
-        else:
-            return
-        deadline, pause = time.monotonic() + LOCK_TIMEOUT, 0.0002
-        while True:
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            try:
-                self._files.lock(file)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise self._busy(path) from None
-            else:
-                return
+        if not lock_before(time.monotonic() + LOCK_TIMEOUT, partial(self._files.lock, file)):
+            raise self._busy(path)
 
     def _let_go(self, file: int) -> None:
         try:

@@ -148,16 +148,21 @@ def head(data: bytes, path: str) -> Known:
         found = _slow_head(data, path)
     if found.schema_version > CURRENT_SCHEMA_VERSION:
         raise _newer(path, found.schema_version)
+    return known_of(found, seq=found.seq, moved_from=found.moved_from)
+
+
+def known_of(session: SessionRecord | _Head, *, seq: int = 0, moved_from: str = "") -> Known:
+    """What is known of a session when its turns are counted."""
     return Known(
-        session_id=found.session_id,
-        workspace_id=found.workspace_id,
-        agent_id=found.agent_id,
-        created_at=found.created_at,
-        updated_at=found.updated_at,
-        turn_count=len(found.turns),
-        is_ended=found.metadata.get("ended") is True,
-        seq=found.seq,
-        moved_from=found.moved_from,
+        session_id=session.session_id,
+        workspace_id=session.workspace_id,
+        agent_id=session.agent_id,
+        created_at=session.created_at,
+        updated_at=session.updated_at,
+        turn_count=len(session.turns),
+        is_ended=session.metadata.get("ended") is True,
+        seq=seq,
+        moved_from=moved_from,
     )
 
 

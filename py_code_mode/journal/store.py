@@ -169,7 +169,7 @@ class SessionStore(ABC):
         for session_id in self.list_sessions(workspace_id):
             session = self.load_session(session_id)
             if session is not None:
-                found.append(meta_of(_known(session)))
+                found.append(meta_of(folding.known_of(session)))
         found.sort(key=_place, reverse=True)
         return page_of([meta for meta in found if place is None or _place(meta) < place], limit)
 
@@ -360,18 +360,6 @@ def meta_of(known: Known, problem: str = "") -> SessionMeta:
         turn_count=known.turn_count,
         is_ended=known.is_ended,
         problem=problem,
-    )
-
-
-def _known(session: SessionRecord) -> Known:
-    return Known(
-        session_id=session.session_id,
-        workspace_id=session.workspace_id,
-        agent_id=session.agent_id,
-        created_at=session.created_at,
-        updated_at=session.updated_at,
-        turn_count=len(session.turns),
-        is_ended=session.metadata.get("ended") is True,
     )
 
 

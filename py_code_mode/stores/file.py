@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,20 +23,43 @@ from py_code_mode.errors import InvalidName, NotStored, StoreError
 from py_code_mode.stores.store import Stat, Store, check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
-__all__ = ["LOCK_TIMEOUT", "FileStore"]
+__all__ = ["LOCK_TIMEOUT", "FileStore", "lock_before"]
 
 #: Seconds to wait for other writers.
 LOCK_TIMEOUT = 60.0
 
 _LOCK_NAME = ".lock"
 _NEW_PREFIX = ".new-"
-_LONGEST_PAUSE = 0.02  # seconds between two tries for the lock
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.0002, 0.01  # seconds between two tries for a lock
 # File times tick with the kernel's clock (1 to 10 ms; 2 s is FAT's, which has no inodes either):
 # a file changed this recently may change once more without getting another time.
 _SETTLED = 100_000_000  # ns
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def lock_before(deadline: float, lock: Callable[[], object]) -> bool:
+    """Try for a lock until it is had; False once the monotonic clock is at the deadline.
+
+    Args:
+        lock: takes it; a BlockingIOError says that somebody else has it.
+    """
+    pause = _SHORTEST_PAUSE
+    while True:
+        try:
+            lock()
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            return True
+
+
+def _lock(file: int) -> None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class FileStore(Store):
@@ -198,7 +222,7 @@ class FileStore(Store):
                     continue
                 file = os.open(_LOCK_NAME, flags, 0o666, dir_fd=folder)
                 try:
-                    if self._flock(file, deadline):
+                    if lock_before(deadline, partial(_lock, file)):
                         # Somebody may have removed the file: then others lock another one.
                         named = _status(folder, _LOCK_NAME)
                         if named is not None and named.st_ino == os.fstat(file).st_ino:
@@ -209,19 +233,6 @@ class FileStore(Store):
                     os.close(file)
                     raise
                 os.close(file)
-
-    def _flock(self, file: int, deadline: float) -> bool:
-        pause = 0.0005
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    return False
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-            else:
-                return True
 
     def _busy(self) -> StoreError:
         return StoreError(
