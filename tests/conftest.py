@@ -1,4 +1,4 @@
-"""What every test may use, and what no test may leave behind.
+"""What every test may use, what no test may leave behind, and what is told at the end.
 
 After each test nothing of it may be left: child processes (grandchildren too), threads, open files,
 tasks of the event loop, temporary folders.
@@ -11,11 +11,14 @@ import functools
 import gc
 import inspect
 import os
+import re
+import shutil
 import sys
 import sysconfig
 import tempfile
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,11 @@ pytest.register_assert_rewrite(
 #: How long what a test has ended may take to be gone.
 PATIENCE = 10.0
 _PAUSE = 0.01
+#: Lines that the closing block spends on a failed test, and on all of them; and how long they are.
+_LINES_EACH = 40
+_LINES_IN_ALL = 300
+_WIDTH = 400
+_PLACE = re.compile(r"[^\s:]+:\d+: in ")
 _LIBRARIES = sysconfig.get_path("purelib") + os.sep
 
 
@@ -60,6 +68,37 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         del os.environ["TMPDIR"]
     else:
         os.environ["TMPDIR"] = variable
+
+
+@pytest.fixture
+def small_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests whose environment is soon made: it has few of the packages that others have."""
+    from py_code_mode.environments import EnvironmentSpec
+
+    small = functools.partial(EnvironmentSpec, packages=("cloudpickle",))
+    monkeypatch.setattr("py_code_mode.execution.subprocess.EnvironmentSpec", small)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(temporary_folder: Path) -> Iterator[Path]:
+    """Hide what the user of this machine trusts from tests, and them from it."""
+    folder = temporary_folder / "settings"
+    folder.mkdir()
+    variable = os.environ.get("XDG_CONFIG_HOME")
+    users = Path(variable) if variable else Path.home() / ".config"
+    for path in users.iterdir() if os.access(users, os.R_OK | os.X_OK) else ():
+        if path.name != "py-code-mode":
+            (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CONFIG_HOME", str(folder))
+        yield folder / "py-code-mode"
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_remembered(own_settings: Path) -> Iterator[None]:
+    """Let no test doubt what code of an earlier one could write to."""
+    yield
+    shutil.rmtree(own_settings, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -95,10 +134,10 @@ def _processes() -> frozenset[tuple[int, float, str]]:
     return frozenset(
         entry
         for entry in found
-        # a zygote and the one that takes over from it outlive sessions; multiprocessing keeps a
-        # process for the life of this one
+        # a zygote, the one that takes over from it and what it makes for the next session outlive
+        # sessions; multiprocessing keeps a process for the life of this one
         if entry[0] not in walls
-        and not entry[2].startswith("pcm-zygote ")
+        and not entry[2].startswith(("pcm-zygote ", "pcm-spare "))
         and "multiprocessing.resource_tracker" not in entry[2]
     )
 
@@ -112,19 +151,23 @@ def _children() -> Iterator[tuple[int, float, str]]:
             continue
 
 
+#: Those that are not ours, and need not be looked at again; the two scans of a test would else read
+#: every process of the machine.
+_strangers: set[int] = set()
+
+
 def _descendants() -> Iterator[tuple[int, float, str]]:
     """The same, in one pass, since it is done twice for each test; orphans of ours too."""
     parents: dict[int, int] = {}
     facts: dict[int, tuple[float, str]] = {}
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
+    present = {int(entry) for entry in os.listdir("/proc") if entry.isdigit()}
+    _strangers.intersection_update(present)
+    for pid in sorted(present - _strangers):
         try:
-            head, _, rest = Path(f"/proc/{entry}/stat").read_text().rpartition(")")
+            head, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
         except OSError:
             continue  # it has just ended
         words = rest.split()
-        pid = int(entry)
         parents[pid] = int(words[1])
         facts[pid] = float(words[19]), head.partition("(")[2]
     ours = {os.getpid()}
@@ -135,7 +178,13 @@ def _descendants() -> Iterator[tuple[int, float, str]]:
             pid = parents[pid]
         if pid in ours:
             ours.update(above)
-    ours.update(pid for pid in parents if pid not in ours and _is_orphan(pid))
+    for pid, parent in parents.items():
+        if pid in ours:
+            continue
+        if _is_orphan(pid):
+            ours.add(pid)
+        elif parent == 0 or parent in _strangers:  # not one of ours whose parent has just ended
+            _strangers.add(pid)
     for pid in ours - {os.getpid()}:
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
@@ -145,25 +194,17 @@ def _descendants() -> Iterator[tuple[int, float, str]]:
         yield pid, started, f"{name} {command}"[:200]
 
 
-_strangers: set[int] = set()
-
-
 def _is_orphan(pid: int) -> bool:
     """Whether a process whose parent is gone is of this test run: the temporary folder tells.
 
     A parent that takes orphans in (man 2 prctl, PR_SET_CHILD_SUBREAPER) would alter what the tests
     see of their own children.
     """
-    if pid in _strangers:
-        return False
     try:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
-        variables = []
-    if f"TMPDIR={tempfile.gettempdir()}".encode() in variables:
-        return True
-    _strangers.add(pid)
-    return False
+        return False
+    return f"TMPDIR={tempfile.gettempdir()}".encode() in variables
 
 
 def _threads() -> frozenset[threading.Thread]:
@@ -246,3 +287,40 @@ def _leaving_no_tasks(test: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
         return result
 
     return run
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, object, object]:
+    """Tell last what failed and what was skipped, briefly: of long output often the end is kept."""
+    answer = yield
+    write = terminalreporter.write_line
+    skipped: list[pytest.TestReport] = terminalreporter.getreports("skipped")
+    if skipped:
+        terminalreporter.section("skipped, by reason")
+        reasons = Counter(_reason(report) for report in skipped)
+        for reason, count in reasons.most_common():
+            write(f"{count:5} {reason}")
+    failed = [*terminalreporter.getreports("failed"), *terminalreporter.getreports("error")]
+    if failed:
+        terminalreporter.section("failed, in brief")
+        share = max(_LINES_IN_ALL // len(failed), 2)  # at the least its name and what was wrong
+        for report in failed:
+            for line in _in_brief(report)[: min(share, _LINES_EACH)]:
+                write(line[:_WIDTH])
+    return answer
+
+
+def _reason(report: pytest.TestReport) -> str:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+    return reason.removeprefix("Skipped: ")
+
+
+def _in_brief(report: pytest.TestReport | pytest.CollectReport) -> list[str]:
+    """Which test failed, what it said, and the lines of ours that led there."""
+    during = "" if report.when in ("call", "collect") else f" ({report.when})"
+    lines = report.longreprtext.splitlines()
+    said = [line for line in lines if line.startswith("E ")] or lines
+    places = [line for line in lines if _PLACE.match(line) and "site-packages" not in line]
+    return [f"FAILED{during} {report.nodeid}", *said[: _LINES_EACH - 10], *places[-9:]]

@@ -6,7 +6,7 @@ import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from py_code_mode.stores.files import FileSystem
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Iterable
 
-Call: TypeAlias = Literal["open", "write", "truncate", "fsync", "fdatasync", "rename", "unlink"]
-CALLS: tuple[Call, ...] = ("open", "write", "truncate", "fsync", "fdatasync", "rename", "unlink")
+Call: TypeAlias = Literal[
+    "open", "write", "truncate", "fsync", "fdatasync", "rename", "link", "unlink"
+]
+CALLS: tuple[Call, ...] = get_args(Call)
 
 
 class FaultyFiles(FileSystem):
@@ -72,6 +74,10 @@ class FaultyFiles(FileSystem):
     def rename(self, old: str, new: str, *, folder: int, to_folder: int | None = None) -> None:
         self._count("rename")
         super().rename(old, new, folder=folder, to_folder=to_folder)
+
+    def link(self, old: str, new: str, *, folder: int) -> None:
+        self._count("link")
+        super().link(old, new, folder=folder)
 
     def unlink(self, name: str, *, folder: int) -> None:
         self._count("unlink")
@@ -173,6 +179,11 @@ class PowerCut(FileSystem):
         super().rename(old, new, folder=folder, to_folder=to_folder)
         # One change: it is never seen half.
         self._folder(folder).pending.append((f"{old}\0{new}", number))
+
+    def link(self, old: str, new: str, *, folder: int) -> None:
+        super().link(old, new, folder=folder)
+        number = os.stat(new, dir_fd=folder).st_ino
+        self._folder(folder).pending.append((new, number))
 
     def unlink(self, name: str, *, folder: int) -> None:
         super().unlink(name, folder=folder)

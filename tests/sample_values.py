@@ -464,7 +464,7 @@ def _same_column(a: Any, b: Any) -> bool:
         return same(a.categories, b.categories) and a.codes.tolist() == b.codes.tolist()
     if isinstance(a.dtype, pd.StringDtype) and a.dtype.storage != b.dtype.storage:
         return False
-    if isinstance(a.dtype, np.dtype):
+    if isinstance(a.dtype, np.dtype) or isinstance(a, pd.arrays.NumpyExtensionArray):
         # what a column's place in its frame makes of its layout means nothing
         return _same_array(np.ascontiguousarray(a), np.ascontiguousarray(b))
     return _same_items(list(a), list(b))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -136,9 +137,12 @@ async def test_runs_have_no_fixed_cost() -> None:
     """Weakness 1: each run waits 100 ms for output that does not come."""
     async with worker() as session:
         await value(session, "1+1")
-        with anyio.fail_after(5):
-            for _ in range(100):
-                await value(session, "1+1")
+        took: list[float] = []
+        for _ in range(100):
+            began = time.perf_counter()
+            await value(session, "1+1")
+            took.append(time.perf_counter() - began)
+        assert statistics.median(took) < 0.05
 
 
 @both
@@ -329,7 +333,7 @@ async def test_nothing_burns_a_core_after_a_timeout_in_a_worker() -> None:
         process = psutil.Process(await value(session, "import os; x = 41; os.getpid()"))
         began = time.monotonic()
         result = await session.run("while True: pass", timeout=0.3)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < PATIENCE / 2
         assert result.error is not None
         assert result.state == "kept"
         used = sum(process.cpu_times()[:2])
@@ -367,7 +371,7 @@ async def test_timeouts_in_process_use_up_no_shared_threads() -> None:
             for _ in range(10):
                 tasks.start_soon(use)
         assert states == ["lost"] * 10
-        with anyio.fail_after(3):
+        with anyio.fail_after(PATIENCE / 2):
             assert await asyncio.to_thread(lambda: "done") == "done"
             async with in_process() as session:
                 assert await value(session, "1+1") == 2
@@ -381,8 +385,8 @@ async def test_exit_of_the_worker_is_told_at_once_and_the_session_goes_on() -> N
     unprotected = SubprocessExecutor(SubprocessConfig(protect="off"))
     async with Session(MemoryStorage(), unprotected) as session:
         await value(session, "x = 41")
-        with anyio.fail_after(10):
-            result = await session.run("import os; os._exit(3)", timeout=60)
+        with anyio.fail_after(PATIENCE):
+            result = await session.run("import os; os._exit(3)", timeout=2 * PATIENCE)
         assert result.state == session.state == "lost"
         assert result.error is not None
         assert "3" in result.error

@@ -473,7 +473,6 @@ async def test_a_guest_that_answers_no_question_is_ended(
 ) -> None:
     from py_code_mode.errors import GuestDied
 
-    monkeypatch.setattr("py_code_mode.execution.worker.EXCHANGE_TIMEOUT", 0.5)
     await pair.hostile.run(
         """
 import threading
@@ -483,8 +482,10 @@ class Slow:
 slow = Slow()
 """
     )
-    with anyio.fail_after(PATIENCE), pytest.raises(GuestDied):
-        await pair.hostile.put("slow", 1, overwrite=True)
+    with monkeypatch.context() as patched:
+        patched.setattr("py_code_mode.execution.worker.EXCHANGE_TIMEOUT", 0.5)
+        with anyio.fail_after(PATIENCE), pytest.raises(GuestDied):
+            await pair.hostile.put("slow", 1, overwrite=True)
     await pair.check_other()
     result = await pair.hostile.run("slow + 1")
     assert result.value == 2

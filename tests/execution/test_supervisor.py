@@ -9,6 +9,7 @@ import pytest
 
 from py_code_mode.execution.supervisor import Supervisor
 
+PATIENCE = 30.0
 pytestmark = pytest.mark.anyio
 
 _who: ContextVar[str] = ContextVar("who", default="nobody")
@@ -48,7 +49,7 @@ async def test_last_release_ends_what_still_runs_and_waits_for_it() -> None:
     await anyio.wait_all_tasks_blocked()
     await first.release()
     assert not ended.is_set()
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         await second.release()
     assert ended.is_set()
 
@@ -64,7 +65,7 @@ async def test_cancelling_a_job_does_not_cut_into_its_shielded_clean_up() -> Non
             cleaned.set()
 
     job = supervisor.start(copy_context(), work)
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         await cleaning.wait()
         job.cancel()
         await anyio.wait_all_tasks_blocked()
@@ -77,7 +78,7 @@ async def test_cancelling_a_job_does_not_cut_into_its_shielded_clean_up() -> Non
 async def test_job_that_releases_its_supervisor_does_not_wait_for_itself() -> None:
     supervisor = Supervisor.acquire()
     job = supervisor.start(copy_context(), supervisor.release)
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         await job.wait()
     other = Supervisor.acquire()
     assert other is not supervisor

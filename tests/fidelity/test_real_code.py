@@ -23,6 +23,7 @@ from .ways import PAIRS, Bench, Way, differences
 if TYPE_CHECKING:
     from pathlib import Path
 
+PATIENCE = 30.0
 ALL = SAMPLE + (FULL if os.environ.get("PY_CODE_MODE_FULL") else ())
 
 
@@ -67,7 +68,7 @@ ctypes.pythonapi.PyThreadState_SetAsyncExc.argtypes = ctypes.c_ulong, ctypes.py_
 """
     try:
         async with Session.inprocess(tmp_path) as session:
-            with anyio.fail_after(10):
+            with anyio.fail_after(PATIENCE):
                 assert (await session.run(declare)).error is None
                 stopped = await session.run("while True: pass", timeout=0.2)
                 assert stopped.state == "kept"
@@ -80,7 +81,7 @@ ctypes.pythonapi.PyThreadState_SetAsyncExc.argtypes = ctypes.c_ulong, ctypes.py_
 async def test_a_trace_function_for_all_threads_ends_with_its_session(tmp_path: Path) -> None:
     # it was called in the host's threads when its names were gone, and the close waited for good
     trace = "import threading\ndef nothing(*event): return nothing\nthreading.settrace(nothing)"
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE):
         async with Session.inprocess(tmp_path) as session:
             assert (await session.run(trace)).error is None
         assert threading.gettrace() is None

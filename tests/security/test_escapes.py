@@ -21,8 +21,10 @@ from py_code_mode.cli.escapes import EscapeReport, Verdict, run_escapes
 from py_code_mode.sandbox.escapes import GROUPS, all_attacks, cell
 from py_code_mode.sandbox.probe import probe
 
+#: Seconds for all passes as somebody else, who has first to fetch an environment of its own.
+PATIENCE = 300.0
 #: Seconds that one pass may take here, where other tests run at the same time.
-PATIENCE = 110.0
+SLOWEST_PASS = 110.0
 UNPRIVILEGED = 65534
 ATTACKS = {attack.name: attack for attack in all_attacks()}
 #: What research had tried, and at least as many again.
@@ -46,6 +48,7 @@ try:
 except CodeModeError as error:
     print(json.dumps({"error": str(error)}))
 """
+pytestmark = pytest.mark.timeout(PATIENCE + 30)  # the first test that asks for a pass waits for it
 _HOW_TO_INSTALL = ("PIP_", "SSL_CERT", "UV_")
 
 needs_sandbox = pytest.mark.skipif(
@@ -197,7 +200,7 @@ def test_most_attacks_are_withstood(passed: Pass) -> None:
     assert passed.backend != "none"
     assert len(passed.verdicts) >= FEWEST
     # a shared machine is slower than the one that doctor promises 20 s for
-    assert passed.duration < PATIENCE
+    assert passed.duration < SLOWEST_PASS
 
 
 @needs_sandbox

@@ -11,10 +11,11 @@ from py_code_mode.errors import ConfigError, ConfinementFailed
 from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
 from py_code_mode.guest import walls
 from py_code_mode.sandbox.policy import Policy
-from py_code_mode.sandbox.probe import probe, sandbox_user
 from py_code_mode.sandbox.view import view_of
 from py_code_mode.session import Session
 from py_code_mode.storage import MemoryStorage
+
+from ..session_executors import require
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,11 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sandboxes are L
 @pytest.fixture(params=("namespaces", "bubblewrap", "landlock"))
 def backend(request: pytest.FixtureRequest) -> Backend:
     asked: Backend = request.param
-    if asked not in probe().backends:
-        pytest.skip(f"no {asked} here")
-    if asked != "namespaces" and sandbox_user() is not None:
-        # not as root; the same tests run as an unprivileged user
-        pytest.skip("temporary folders of tests are root's")
+    require(asked)
     return asked
 
 

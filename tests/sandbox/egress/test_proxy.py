@@ -16,10 +16,11 @@ import socket
 import ssl
 import subprocess
 import sys
+import traceback
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
 
 import anyio
@@ -1105,13 +1106,23 @@ async def test_urllib_and_curl_show_what_was_denied(world: World) -> None:
             with opener.open(url, timeout=PATIENCE) as response:
                 return response.read()
 
+        def refusal_of_a_tunnel(url: str) -> str:
+            with pytest.raises(URLError) as refused:
+                ask(url)
+            reason = refused.value.reason
+            assert isinstance(reason, OSError)
+            # CPython 3.11.2 leaves the response open, and a frame keeps it: where the collector of
+            # garbage comes to its socket first, that warns
+            traceback.clear_frames(reason.__traceback__)
+            return str(reason)
+
         assert await to_thread.run_sync(ask, "http://api.example.org/") == b"hello"
         with pytest.raises(HTTPError, match="403") as denied:
             await to_thread.run_sync(ask, "http://evil.example/")
         with contextlib.closing(denied.value):
             assert b"network: [evil.example]" in denied.value.read()
-        with pytest.raises(OSError, match=r"403 Forbidden: evil\.example:443 is not in"):
-            await to_thread.run_sync(ask, "https://evil.example/")
+        said = await to_thread.run_sync(refusal_of_a_tunnel, "https://evil.example/")
+        assert "403 Forbidden: evil.example:443 is not in" in said
         if shutil.which("curl") is None:
             return
         for url, said in (
@@ -1129,6 +1140,12 @@ def test_guest_variables_are_there_in_both_cases() -> None:
     assert variables["HTTPS_PROXY"] == variables["http_proxy"] == "http://127.0.0.1:3128"
     assert variables["NO_PROXY"] == variables["no_proxy"] == "localhost,127.0.0.1,::1"
     assert set(map(str.upper, variables)) == {"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+
+
+def test_listed_names_of_the_loopback_are_reached_by_the_proxy() -> None:
+    network = [HostPattern.parse(text) for text in ("127.0.0.1:8000", "LOCALHOST", "[::1]:80")]
+    assert guest_variables(3128, network)["NO_PROXY"] == ""
+    assert guest_variables(3128, network[:1])["no_proxy"].count(",") == 1
 
 
 def test_h11_is_loaded_with_a_proxy_and_not_before() -> None:
