@@ -80,10 +80,14 @@ class Keeper:
     Args:
         sock: our end of the keeper's socket (SOCK_SEQPACKET); owned by this.
         group: the session's control group, which is removed at the end.
+
+    Attributes:
+        files: bytes that the session's files took of its memory when that last ended a worker.
     """
 
     def __init__(self, sock: socket.socket, group: Group | None = None) -> None:
         sock.setblocking(False)
+        self.files = 0
         self._socket = sock
         self._group = group
         self._loop = asyncio.get_running_loop()
@@ -105,6 +109,13 @@ class Keeper:
     def is_over(self) -> bool:
         """Whether the sandbox has ended."""
         return self._is_over
+
+    def count_kills(self) -> int:
+        """How many processes of the session the kernel has ended at the limit of its group."""
+        try:
+            return 0 if self._group is None else self._group.count_kills()
+        except OSError:
+            return 0  # no descriptor is free, or the group has just been removed
 
     # -- what it says
 
@@ -154,6 +165,7 @@ class Keeper:
                     for fd in fds:  # nobody waits for it any more; it ends without its socket
                         os.close(fd)
             case _:
+                self.files = message["files"]
                 self._exited(message["pid"], message["status"], message["limit"])
         self._notify()
 

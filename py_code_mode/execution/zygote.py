@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 #: Seconds for a wall to be built and the zygote in it to answer.
 START_TIMEOUT = 30.0
+#: Seconds for it to end when nobody is at the other end of its socket, before it is killed.
+END_TIMEOUT = 30.0
 #: Zygotes that are kept though no session uses them.
 MOST_IDLE = 4
 #: Plans of which sandboxes wait, of one zygote.
@@ -231,7 +233,7 @@ class Zygote:
     def close(self) -> None:
         """End it and everything inside; blocks for a few milliseconds."""
         self._hang_up()
-        end_blocking(self.process, START_TIMEOUT)
+        end_blocking(self.process, END_TIMEOUT)
         for group in self._groups:
             group.remove()
         os.close(self.said)

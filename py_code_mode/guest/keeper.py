@@ -42,6 +42,10 @@ KILL_TIMEOUT = 2.0
 #: Seconds between two looks at most, however long a look takes, and of processor time for being
 #: exact in one: many maps make that slow, and must not make time for what is to be found.
 MOST_PAUSE, MOST_EXACTNESS = 0.25, 0.1
+#: Seconds that a process takes to end at most, once the kernel has chosen it to make room; and that
+#: a run has then to end by itself, if it was not the worker.
+_ENDING = RESPITE = 2.0
+_NEVER = float("inf")
 #: What the kernel holds for a file on a tmpfs, besides its content.
 INODE_BYTES = 1024
 _MEMFD = "/memfd:"
@@ -251,11 +255,13 @@ class Keeper:
         self._limit: str | None = None
         self._is_admitted = False
         self._pause = IDLE_PAUSE
-        self._next_look = 0.0
+        self._next_look = monotonic() + IDLE_PAUSE / 1000
         self._looks = 0
         self._memfds = 0
         self._events = events
         self._kills = 0
+        self._killed = -_ENDING  # when the kernel was last seen to have made room
+        self._respite = _NEVER  # until when the run that goes on since then may do so
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
@@ -272,8 +278,9 @@ class Keeper:
         those it names and theirs, and is answered by ``cleared``. ``end_forks`` ends what a run
         has forked that was told to stop, as far as it is still the worker's own code. ``busy`` and
         ``idle`` set how often memory is looked at. To the host: ``kept`` with a pidfd of the
-        keeper and the listener, if there is one; ``exited`` with the status of a worker, and the
-        limit for which it was killed, if it was; ``failed``, with which it ends.
+        keeper and the listener, if there is one; ``exited`` with the status of a worker, the limit
+        for which it was killed, if it was, and what of the memory files held then; ``failed``, with
+        which it ends.
         """
         reading, writing = os.pipe()
         os.set_blocking(reading, False)
@@ -308,10 +315,12 @@ class Keeper:
         message = json.loads(body)
         kind = message["t"]
         if kind == "busy":
+            self._has_killed()  # what was between two runs is not this one's
             self._pause = BUSY_PAUSE
             self._next_look = min(self._next_look, monotonic() + BUSY_PAUSE / 1000)
         elif kind == "idle":
             self._pause = IDLE_PAUSE
+            self._respite = _NEVER
         elif kind == "worker":
             self._start_worker(fds)
         elif kind == "adopt":
@@ -427,9 +436,12 @@ class Keeper:
                 limit, self._limit = self._limit, None
                 if limit is None and code == -signal.SIGKILL and self._has_killed():
                     limit = "memory"
-                tell(self._host, {"t": "exited", "pid": pid, "status": code, "limit": limit})
+                    self._killed = -_ENDING  # it is explained
+                files = self._bytes_of_files() if limit == "memory" else 0
+                exited = {"t": "exited", "pid": pid, "status": code, "limit": limit, "files": files}
+                tell(self._host, exited)
             elif pid in self._spared and os.WIFSIGNALED(status):
-                self._has_killed()  # a sleeping copy made room for those who are awake
+                self._has_killed()  # a sleeping copy made room, perhaps not enough of it
 
     def _processes(self) -> list[int]:
         """All of the session except this one."""
@@ -456,12 +468,17 @@ class Keeper:
     def _look(self) -> None:
         """Kill the session's processes where they are too many, or hold too much memory."""
         started = monotonic()
+        before = self._kills
+        self._has_killed()
+        if self._kills > before and self._pause == BUSY_PAUSE:
+            # one of them only, and perhaps not the one it was about: whoever waits for that one may
+            # say so, but none are to fill the same memory again and again
+            self._respite = min(self._respite, started + RESPITE)
         limit = self._limit_hit()
-        if self._has_killed() and self._watched:
-            # one of them only, and perhaps not the one it was about
-            self._limit = "memory"
-            self._kill_all(self._spared)
-        elif limit is not None:
+        if limit is None and started >= self._respite:
+            limit = "memory"
+        if limit is not None:
+            self._respite = _NEVER
             if self._limit is not None:
                 self._end()  # they are dead already and it is still too much: let go of all
             self._limit = limit
@@ -471,11 +488,12 @@ class Keeper:
         self._next_look = max(started + self._pause / 1000, monotonic() + taken)
 
     def _has_killed(self) -> bool:
-        """Whether the kernel has ended one of the group for its memory, since last asked."""
-        if self._events < 0:
-            return False
-        before, self._kills = self._kills, _kills(self._events)
-        return self._kills > before
+        """Whether the kernel has just ended one of the group for its memory."""
+        if self._events >= 0:
+            before, self._kills = self._kills, count_kills(self._events)
+            if self._kills > before:
+                self._killed = monotonic()
+        return monotonic() < self._killed + _ENDING
 
     def _limit_hit(self) -> str | None:
         processes = self._processes()
@@ -485,13 +503,17 @@ class Keeper:
             return "memory"
         return None
 
+    def _bytes_of_files(self) -> int:
+        """What the session's files take of its memory."""
+        if not self._has_own_files:
+            return 0
+        status = os.statvfs("/tmp")  # all of them are on one file system, in memory
+        content = (status.f_blocks - status.f_bfree) * status.f_frsize
+        return content + (status.f_files - status.f_ffree) * INODE_BYTES
+
     def _is_over(self, allowed: int, processes: list[int]) -> bool:
         self._looks += 1
-        files = 0
-        if self._has_own_files:
-            status = os.statvfs("/tmp")  # all its files are on one file system, in memory
-            files = (status.f_blocks - status.f_bfree) * status.f_frsize
-            files += (status.f_files - status.f_ffree) * INODE_BYTES
+        files = self._bytes_of_files()
         if self._memfds or self._looks % MEMFD_LOOKS == 0 or self._pause == IDLE_PAUSE:
             self._memfds = _memfds(processes)
         files += self._memfds
@@ -514,8 +536,12 @@ def _must_be_child(pid: int) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
 
-def _kills(events: int) -> int:
-    """How many processes of a control group the kernel has ended because it was full."""
+def count_kills(events: int) -> int:
+    """How many processes of a control group the kernel has ended because it was full.
+
+    Args:
+        events: the group's file that tells.
+    """
     for line in os.pread(events, 4096, 0).split(b"\n"):
         words = line.split()
         if len(words) == 2 and words[0] == b"oom_kill":

@@ -1,4 +1,4 @@
-"""What ours is measured against: a bare socket, and ipykernel through jupyter_client."""
+"""What ours is measured against: a bare socket, a bare fork, and ipykernel."""
 
 from __future__ import annotations
 
@@ -107,6 +107,94 @@ async def bare_socket() -> AsyncGenerator[Socket]:
             yield bare
         finally:
             loop.remove_reader(ours.fileno())
+            ours.shutdown(socket.SHUT_RDWR)
+            process.wait(10)
+
+
+_ANSWERER = """
+import socket, sys
+sock = socket.socket(fileno=int(sys.argv[1]))
+while sock.recv(65536):
+    sock.send(b"a" * 40)
+"""
+_FORKER = """
+import ctypes, gc, os, signal, socket, sys
+import pandas
+NAMESPACES = 0x20000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
+call = ctypes.PyDLL(None).syscall
+sock = socket.socket(fileno=int(sys.argv[1]))
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+pandas.DataFrame({"a": [1, 2]})["a"].sum()
+gc.collect()
+gc.freeze()
+while code := sock.recv(65536):
+    child = call({"x86_64": 56, "aarch64": 220}[os.uname().machine], NAMESPACES | 17, 0, 0, 0, 0)
+    if child == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        exec(code)
+        sock.send(b"a" * 40)
+        os._exit(0)
+    assert child > 0
+"""
+
+
+class Answerer:
+    """A process that is asked over a Unix socket by an event loop."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    async def ask(self, question: bytes = b"q" * 80) -> None:
+        """Return when it has answered."""
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._socket.fileno(), lambda: answered.set_result(None))
+        self._socket.send(question)
+        try:
+            await answered
+        finally:
+            loop.remove_reader(self._socket.fileno())
+        assert len(self._socket.recv(65536)) == 40
+
+
+@asynccontextmanager
+async def bare_answerer() -> AsyncGenerator[Answerer]:
+    """The least that a run can take: a request and its reply, of a process that waits for it."""
+    async with _answering(sys.executable, _ANSWERER) as answerer:
+        yield answerer
+
+
+@asynccontextmanager
+async def bare_forker(python: str) -> AsyncGenerator[Answerer]:
+    """The least that a new session can take.
+
+    A copy of a process with pandas, in namespaces of its own, carries out the code it is sent:
+    nothing is mounted, limited, confined or watched.
+
+    Args:
+        python: an interpreter that has pandas.
+    """
+    variables = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # one thread: it can be copied
+    async with _answering(python, _FORKER, variables) as answerer:
+        yield answerer
+
+
+@asynccontextmanager
+async def _answering(
+    python: str, code: str, variables: dict[str, str] | None = None
+) -> AsyncGenerator[Answerer]:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            process = subprocess.Popen(  # noqa: ASYNC220 - before anything is measured
+                [python, "-I", "-c", code, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                env=variables,
+            )
+        ours.setblocking(False)
+        try:
+            yield Answerer(ours)
+        finally:
             ours.shutdown(socket.SHUT_RDWR)
             process.wait(10)
 

@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 from contextlib import AsyncExitStack
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ from py_code_mode import MemoryStorage, Policy, Session, SubprocessConfig, Subpr
 from py_code_mode.execution import zygote
 from py_code_mode.sandbox.probe import probe
 
-from .floors import ipykernel
+from .floors import bare_answerer, bare_forker, ipykernel
 from .report import summarised
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from .report import Report, Row
@@ -74,17 +76,26 @@ async def test_a_new_session_with_pandas(report: Report) -> None:
     python = await warm()
     ours: list[float] = []
     spawned: list[float] = []
+    forked: list[float] = []
     bubblewrap = shutil.which("bwrap")
     walls = [bubblewrap or "", "--unshare-all", "--die-with-parent", "--ro-bind", "/", "/",
              "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # fmt: skip
-    for _ in range(2 * ROUNDS):
-        ours.append(await first_answer())
-        if bubblewrap:
+    async with bare_forker(python) as forker:
+        await forker.ask(PANDAS.encode())
+        for _ in range(2 * ROUNDS):
+            ours.append(await first_answer())
             began = perf_counter()
-            subprocess.run([*walls, python, "-I", "-c", PANDAS], check=True)  # noqa: ASYNC221
-            spawned.append(perf_counter() - began)
+            await forker.ask(PANDAS.encode())
+            forked.append(perf_counter() - began)
+            if bubblewrap:
+                began = perf_counter()
+                subprocess.run([*walls, python, "-I", "-c", PANDAS], check=True)  # noqa: ASYNC221
+                spawned.append(perf_counter() - began)
+    floors = [one / other for one, other in zip(ours, forked, strict=True)]
     rows = [
-        summarised("new sandboxed session, pandas, to its answer", ours, "ms", scale=MS, bound=20)
+        summarised("new sandboxed session, pandas, to its answer", ours, "ms", scale=MS, bound=20),
+        summarised("floor: fork into bare namespaces, pandas", forked, "ms", scale=MS),
+        summarised("new sandboxed session / floor", floors, "x"),
     ]
     if spawned:
         ratios = [one / other for one, other in zip(ours, spawned, strict=True)]
@@ -116,28 +127,33 @@ async def test_small_runs_in_the_sandbox(report: Report) -> None:
     await warm()
     plain = SubprocessExecutor(SubprocessConfig(backend="none"))
     rows: list[Row] = []
-    for protect, pause, bound in (
-        ("idle", 0.02, 0.4),
-        ("off", 0.02, None),
-        ("plain process", 0.02, None),
-        ("always", 0.0, 6.0),
-        ("off", 0.0, None),
-    ):
-        medians: list[float] = []
-        is_plain = protect == "plain process"
-        session = Session(MemoryStorage(), plain) if is_plain else sandboxed(protect=protect)
-        async with session:
-            await session.run("x = 1")
+    for pause, kinds in ((0.02, ("idle", "off", "plain process")), (0.0, ("always", "off"))):
+        rounds: dict[str, list[float]] = {kind: [] for kind in (*kinds, "floor")}
+        async with AsyncExitStack() as stack:
+            floor = await stack.enter_async_context(bare_answerer())
+            asks: dict[str, Callable[[], Awaitable[object]]] = {"floor": floor.ask}
+            for kind in kinds:
+                is_plain = kind == "plain process"
+                session = Session(MemoryStorage(), plain) if is_plain else sandboxed(protect=kind)
+                await (await stack.enter_async_context(session)).run("x = 1")
+                asks[kind] = partial(session.run, "1+1")
             for _ in range(ROUNDS):
-                times: list[float] = []
-                for _ in range(20):
-                    await anyio.sleep(pause)
-                    began = perf_counter()
-                    await session.run("1+1")
-                    times.append(perf_counter() - began)
-                medians.append(statistics.median(times))
-        name = f"`1+1`, {1000 * pause:g} ms apart, protect={protect}"
-        rows.append(summarised(name, medians, "ms", scale=MS, bound=bound))
+                for kind, medians in rounds.items():
+                    times: list[float] = []
+                    for _ in range(20):
+                        await anyio.sleep(pause)
+                        began = perf_counter()
+                        await asks[kind]()
+                        times.append(perf_counter() - began)
+                    medians.append(statistics.median(times))
+        for kind, medians in rounds.items():
+            apart = f"{1000 * pause:g} ms apart"
+            if kind == "floor":
+                name = f"floor: a request and its reply, {apart}"
+            else:
+                name = f"`1+1`, {apart}, protect={kind}"
+            bound = {"idle": 0.4, "always": 6.0}.get(kind)
+            rows.append(summarised(name, medians, "ms", scale=MS, bound=bound))
     report.add(*rows)
 
 

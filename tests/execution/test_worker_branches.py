@@ -27,6 +27,7 @@ from py_code_mode.guest.wire import Frame
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
+PATIENCE = 30.0
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(sys.platform != "linux", reason="copies are made on Linux only"),
@@ -179,7 +180,7 @@ async def test_waking_passes_three_descriptors_and_gives_the_pid(
         copy.send(b'{"inc": 3, "pid": 11}')  # for somebody who was cancelled
         copy.send(b'{"inc": 4, "pid": 12}')
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(answer)
             assert await sleeper.wake(4, (0, 1, 2), keep=keep) == 12
@@ -206,7 +207,7 @@ async def test_copy_that_answers_nonsense_is_not_woken(
     copy, host = pair
     sleeper = Sleeper(host.detach(), 7, 2)
     copy.send(answer) if answer else copy.close()
-    with anyio.fail_after(5), pytest.raises(GuestDied, match="not woken"):
+    with anyio.fail_after(PATIENCE), pytest.raises(GuestDied, match="not woken"):
         await sleeper.wake(4, (0, 1, 2), keep=False)
     assert not sleeper.is_open
 
@@ -226,7 +227,7 @@ async def test_copy_that_says_nothing_cannot_hold_the_host_up(
         except BlockingIOError:
             break
     host.setblocking(True)
-    with anyio.fail_after(5), pytest.raises(GuestDied, match="not woken"):
+    with anyio.fail_after(PATIENCE), pytest.raises(GuestDied, match="not woken"):
         await sleeper.wake(4, (0, 1, 2), keep=False)
     copy.close()
 
@@ -287,7 +288,7 @@ async def test_checkpoint_of_a_guest_that_is_closed_meanwhile_ends_with_it(
         with pytest.raises(GuestDied):
             await worker.checkpoint()
 
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(checkpoint)
             await asked.wait()

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.from_thread
 import anyio.lowlevel
-import psutil
 import pytest
 
 from py_code_mode import MemoryStorage, Session, SubprocessConfig, SubprocessExecutor
@@ -22,6 +21,8 @@ from py_code_mode.errors import ConfinementFailed
 from py_code_mode.execution import zygote
 from py_code_mode.execution.ends import open_ends
 from py_code_mode.sandbox.probe import probe
+
+from ..zygotes import spares, templates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,12 +44,6 @@ def sandboxed(pool: int = 0) -> Session:
 def zygote_of(guest: Session) -> zygote.Zygote:
     executor: object = vars(guest)["_executor"]
     return vars(executor)["_sandbox"].zygote
-
-
-def templates(wall: zygote.Zygote) -> list[psutil.Process]:
-    """The zygote in a wall, and the one that takes over from it, in this order."""
-    below = psutil.Process(wall.process.pid).children(recursive=True)
-    return sorted((one for one in below if one.name() == "pcm-zygote"), key=lambda one: one.pid)
 
 
 @pytest.fixture
@@ -150,7 +145,7 @@ def test_sandbox_that_waits_is_alive_as_long_as_its_keeper_is(said: bytes, is_th
 async def test_session_goes_on_where_a_zygote_is_killed_in_a_wall_that_stays(
     monkeypatch: pytest.MonkeyPatch, being_started: Any
 ) -> None:
-    monkeypatch.setattr(zygote, "START_TIMEOUT", 0.2)  # so long the wall may take to follow
+    monkeypatch.setattr(zygote, "END_TIMEOUT", 0.2)  # so long the wall may take to follow
     async with sandboxed() as guest:
         assert (await guest.run("x = 1; x")).value == 1
         wall = zygote_of(guest)
@@ -180,5 +175,67 @@ async def test_zygote_that_took_over_and_was_killed_is_made_again(being_started:
                     await anyio.sleep(0.02)
             _, successor = templates(wall)
             successor.kill()
-            assert (await guest.run("1 + 1")).value == 2
+            result = await guest.run("1 + 1")
+            if result.failure is not None:  # it was made by the one that was killed
+                assert result.failure.type == "GuestDied"
+                result = await guest.run("1 + 1")
+            assert result.value == 2
         assert wall.is_alive
+
+
+@pytest.fixture
+def nothing_is_preloaded(monkeypatch: pytest.MonkeyPatch, being_started: Any) -> None:
+    """A zygote stays the one that serves, so what it has made is not given up for a successor's."""
+    monkeypatch.setattr("py_code_mode.execution.sandbox._PRELOADED", ())
+
+
+async def until_spare(wall: zygote.Zygote) -> int:
+    """The pid of what waits for the next session."""
+    with anyio.fail_after(PATIENCE):
+        while not spares(wall):  # noqa: ASYNC110  it is made when nobody has asked for a while
+            await anyio.sleep(0.005)
+    (spare,) = spares(wall)
+    return spare.pid
+
+
+def keeper_of(guest: Session) -> int:
+    executor: Any = vars(guest)["_executor"]
+    pidfd = executor._sandbox.keeper._pidfd
+    with open(f"/proc/self/fdinfo/{pidfd}") as file:
+        facts = dict(line.split(":") for line in file)
+    return int(facts["Pid"])
+
+
+@pytest.mark.usefixtures("nothing_is_preloaded")
+async def test_next_session_is_kept_by_what_waits_for_it() -> None:
+    async with sandboxed() as first:
+        spare = await until_spare(zygote_of(first))
+        async with sandboxed() as second:
+            assert keeper_of(second) == spare
+            assert (await second.run("open('/tmp/own', 'w').close(); 1 + 1")).value == 2
+            assert await until_spare(zygote_of(first)) != spare
+            async with sandboxed() as third:
+                assert (await third.run("import os; os.path.exists('/tmp/own')")).value is False
+
+
+@pytest.mark.usefixtures("nothing_is_preloaded")
+async def test_session_does_without_what_waited_and_was_killed() -> None:
+    async with sandboxed() as first:
+        spare = await until_spare(zygote_of(first))
+        os.kill(spare, signal.SIGKILL)
+        async with sandboxed() as second:
+            assert keeper_of(second) != spare
+            assert (await second.run("1 + 1")).value == 2
+
+
+@pytest.mark.usefixtures("nothing_is_preloaded")
+async def test_what_waits_ends_with_its_zygote() -> None:
+    async with sandboxed() as first:
+        wall = zygote_of(first)
+        spare = os.pidfd_open(await until_spare(wall))
+    try:
+        zygote.close_zygotes()
+        with anyio.fail_after(PATIENCE):
+            await anyio.wait_readable(spare)
+    finally:
+        os.close(spare)

@@ -126,3 +126,22 @@ def test_constants_are_those_of_the_kernel() -> None:
     assert found["PARENT"] == defined["CLONE_PARENT"]
     assert found["_CHILD_CLEARTID"] == defined["CLONE_CHILD_CLEARTID"]
     assert found["_CHILD_SETTID"] == defined["CLONE_CHILD_SETTID"]
+
+
+def test_memory_in_large_pages_says_the_same_here_and_in_copies() -> None:
+    code = """
+import mmap
+held = mmap.mmap(-1, 9 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+held[:] = bytes(range(256)) * (9 << 12)
+several = [bytes([number]) * 100_000 for number in range(100)]
+before = hash(bytes(held))
+names["use_large_pages"]()
+pid = clone(0)
+if pid == 0:
+    same = hash(bytes(held)) == before
+    held[:] = bytes(len(held))
+    same = same and all(each == bytes([number]) * 100_000 for number, each in enumerate(several))
+    os._exit(0 if same else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), hash(bytes(held)) == before)
+"""
+    assert run(code) == "0 True"

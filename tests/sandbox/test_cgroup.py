@@ -144,6 +144,7 @@ def test_group_limits_memory_and_swap(kernel: Kernel) -> None:
     with group.open() as (entrance, events):
         os.write(entrance, b"0")
         assert b"oom_kill 0" in os.pread(events, 4096, 0)
+    assert group.count_kills() == 0
     assert (folder / "cgroup.procs").read_text() == "0"
     assert group.remove_now()
     assert group.remove_now()  # again
@@ -223,6 +224,7 @@ def test_process_in_a_group_gets_no_more_than_its_limit(place: cgroup.Place) -> 
         done = subprocess.run([sys.executable, "-I", "-c", code], pass_fds=[entrance])
         assert done.returncode == -9
         assert b"oom_kill 1" in os.pread(events, 4096, 0)
+    assert group.count_kills() == 1
     group.remove()
 
 
