@@ -16,9 +16,11 @@ import anyio.to_thread
 from py_code_mode.codecs.values import SharedValue, share_value
 from py_code_mode.errors import CodeModeError, ExecutorClosed, GuestDied, HandleNotFound
 from py_code_mode.execution.executor import Bind, Capability, Executor, Fetch, Offer
+from py_code_mode.execution.supervisor import to_the_end
 from py_code_mode.execution.worker import HEAVY
 from py_code_mode.guest.variables import is_large
 from py_code_mode.handles import Origin
+from py_code_mode.handles.info import key_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,9 +44,11 @@ class Bindings:
         self._is_live = Capability.LIVE_VALUES in executor.capabilities
         #: with the version of the handle that each is the value of
         self._shared: OrderedDict[str, tuple[int, SharedValue]] = OrderedDict()
+        self._shared_bytes = 0
         #: the handles that are variables
         self._bound: set[str] = set()
         self._is_stale = False
+        self._notes: list[str] = []
 
     async def put(
         self,
@@ -56,12 +60,34 @@ class Bindings:
     ) -> str:
         """Make a value a handle and, where its name is free, a variable; gives the name used.
 
+        Cancelled, either nothing has changed, or all of it was done first.
+
         Raises:
             CodeModeError: the guest cannot build it. Either way nothing has changed.
         """
         ready = await self._ready(value)
-        origin = Origin(kind="put")
-        put = partial(self._handles.put, name, value, overwrite, semantics=semantics, origin=origin)
+        used = name
+
+        async def keep() -> None:
+            nonlocal used
+            put = partial(
+                self._handles.put,
+                name,
+                value,
+                overwrite,
+                semantics=semantics,
+                origin=Origin(kind="put"),
+            )
+            used = await self._keep(put, name, value, ready, overwrite=overwrite)
+
+        # Of a handle that a cancelled put leaves, nobody would know; and a guest that was told to
+        # bind a variable cannot be told not to.
+        await to_the_end(keep)
+        return used
+
+    async def _keep(
+        self, put: Callable[[], str], name: str, value: object, ready: object, *, overwrite: bool
+    ) -> str:
         try:
             undo = await self._undo_of(name) if overwrite else None
             used = await anyio.to_thread.run_sync(put) if is_large(value, HEAVY) else put()
@@ -73,7 +99,7 @@ class Bindings:
         if isinstance(ready, SharedValue):
             self._keep_shared(used, ready)
         was_bound = used in self._bound
-        self._bound.add(used)  # should this guest die now, the next one gets it
+        self._bind(used)  # should this guest die now, the next one gets it
         try:
             if not await self._send(used, ready, replaces=overwrite):
                 self._bound.discard(used)
@@ -90,10 +116,14 @@ class Bindings:
             raise
         return used
 
-    def know(self, name: str, value: object) -> None:
+    def know(self, name: str, value: object, *, semantics: Semantics | None = None) -> None:
         """Keep the value of a handle whose variable the guest has already."""
-        self._handles.put(name, value, True, origin=Origin(kind="put"))
-        self._bound.add(name)
+        self._handles.put(name, value, True, semantics=semantics, origin=Origin(kind="put"))
+        self._bind(name)
+
+    def is_bound(self, name: str) -> bool:
+        """Whether the handle is a variable, too."""
+        return name in self._bound
 
     async def _undo_of(self, name: str) -> Callable[[], object] | None:
         """What brings back the handle that is about to be replaced."""
@@ -111,6 +141,7 @@ class Bindings:
             HandleNotFound: there is neither.
             ValueNotPortable: the value would not cross unaltered.
         """
+        name = key_of(name)
         is_here = self._handles.is_here(name)
         if not is_here or name in self._bound:
             try:
@@ -130,9 +161,8 @@ class Bindings:
         Returns:
             what its user should know: handles that cannot be bound any more.
         """
-        notes: list[str] = []
         if not self._is_stale:
-            return notes
+            return []
         self._forget_unused()
         for name in sorted(self._bound):
             try:
@@ -142,19 +172,26 @@ class Bindings:
             except CodeModeError as error:
                 # it must not keep the session from going on
                 self._bound.discard(name)
-                notes.append(f"handle {name} is no variable any more: {error}")
+                self._notes.append(f"handle {name} is no variable any more: {error}")
         self._is_stale = False
+        # Kept until here: whoever asks again after a cancellation is told all of it.
+        notes, self._notes = self._notes, []
         return notes
 
     def take_over(self, origin: Bindings) -> None:
         """Know what is bound in a guest that is a copy of another session's."""
-        self._bound = set(origin._bound)
+        for name in origin._bound:
+            self._bind(name)
         self._is_stale = origin._is_stale
 
     def close(self) -> None:
         """Let go of all memory that was kept ready."""
         while self._shared:
-            self._shared.popitem()[1][1].close()
+            self._drop_shared(next(iter(self._shared)))
+
+    def _bind(self, name: str) -> None:
+        self._bound.add(name)
+        self._handles.follow(name)
 
     async def _send(self, name: str, ready: object, *, replaces: bool) -> bool:
         message = (Bind if replaces else Offer)(name, ready, self._handles.version(name))
@@ -178,18 +215,25 @@ class Bindings:
 
     def _keep_shared(self, name: str, shared: SharedValue) -> None:
         self._shared[name] = self._handles.version(name), shared
-        total = sum(other.nbytes for _, other in self._shared.values())
-        while total > MAX_SHARED and len(self._shared) > 1:
-            _, (_, oldest) = self._shared.popitem(last=False)
-            total -= oldest.nbytes
-            oldest.close()
+        self._shared_bytes += shared.nbytes
+        self._handles.follow(name)
+        while self._shared_bytes > MAX_SHARED and len(self._shared) > 1:
+            self._drop_shared(next(iter(self._shared)))
+
+    def _drop_shared(self, name: str) -> None:
+        _, shared = self._shared.pop(name)
+        self._shared_bytes -= shared.nbytes
+        shared.close()
 
     def _forget_unused(self) -> None:
         """Let go of what there is beside handles that were deleted or have another value now.
 
         Guest code, and the user of `session.handles`, do that without telling.
         """
-        for name in [*self._shared]:
-            if self._shared[name][0] != self._handles.version(name):
-                self._shared.pop(name)[1].close()
-        self._bound = {name for name in self._bound if self._handles.is_here(name)}
+        for name in self._handles.take_outdated():
+            if name in self._shared and self._shared[name][0] != self._handles.version(name):
+                self._drop_shared(name)
+            if not self._handles.is_here(name):
+                self._bound.discard(name)
+            elif name in self._bound:
+                self._handles.follow(name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 import threading
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import numpy as np
@@ -12,6 +15,7 @@ import pandas as pd
 import pytest
 
 from py_code_mode import (
+    FileStorage,
     Handle,
     InProcessExecutor,
     MemoryStorage,
@@ -32,8 +36,12 @@ from py_code_mode.guest.holdings import HELD_RESULTS
 from py_code_mode.guest.variables import LARGE, MAX_TOLD
 from py_code_mode.handles import SessionCache
 from py_code_mode.handles import session as session_handles
+from py_code_mode.journal.loader import read_journal
 
 from .session_executors import WORKERS, NewExecutor, plain, sandboxed, with_copies
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60.0
@@ -428,6 +436,170 @@ async def test_a_cancelled_put_leaves_a_usable_session(new_executor: NewExecutor
             assert await value(session, "1 + 1") == 2
         await session.put("x", frame(5), overwrite=True)
         assert await value(session, "len(x)") == 5
+
+
+async def test_a_cancelled_put_is_done_and_on_record_or_not_at_all(
+    new_executor: NewExecutor, tmp_path: Path
+) -> None:
+    (tmp_path / "base").mkdir()
+    values = [[1], frame(200_000)]
+    async with Session(FileStorage(tmp_path / "base"), new_executor()) as session:
+        bindings = session._bindings  # pyright: ignore[reportPrivateUsage]
+        assert bindings is not None
+        shared = bindings._shared  # pyright: ignore[reportPrivateUsage]
+
+        async def put(name: str, checkpoints: int) -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(session.put, name, values[checkpoints % 2])
+                for _ in range(checkpoints // 2):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+
+        def on_record() -> set[str]:
+            (path,) = (tmp_path / "base" / "sessions").glob(f"{session.id}.jsonl*")
+            events = read_journal(path).events
+            return {event.data["name"] for event in events if event.kind == "put"}
+
+        here: set[str] = set()
+        for number in range(24):
+            with anyio.fail_after(TIMEOUT):
+                await put(f"x{number}", number)
+            here = set(session.handles.handle_names())
+            assert on_record() == here
+            assert {*shared} == (here if new_executor is not InProcessExecutor else set())
+        assert 0 < len(here) < 24
+        found = await value(session, "sorted(n for n in globals() if n[:1] == 'x')")
+        assert found == sorted(here)
+
+
+async def test_a_task_that_is_cancelled_in_its_put_leaves_no_handle_unrecorded(
+    new_worker: NewExecutor, tmp_path: Path
+) -> None:
+    # as `asyncio.wait_for` does, which no shielded scope holds off
+    (tmp_path / "base").mkdir()
+    async with Session(FileStorage(tmp_path / "base"), new_worker()) as session:
+        for checkpoints in range(12):
+            task = asyncio.ensure_future(session.put(f"x{checkpoints}", frame(200_000)))
+            for _ in range(checkpoints):
+                await anyio.lowlevel.checkpoint()
+            task.cancel()
+            with anyio.fail_after(TIMEOUT), suppress(asyncio.CancelledError):
+                await task
+        (path,) = (tmp_path / "base" / "sessions").glob(f"{session.id}.jsonl*")
+        events = read_journal(path).events
+        here = session.handles.handle_names()
+        assert {event.data["name"] for event in events} == set(here)
+
+
+async def test_a_cancelled_renewal_is_gone_on_with(
+    new_worker: NewExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with session_of(new_worker) as session:
+        for name in ("a", "b", "c"):
+            await session.put(name, [name])
+        session.handles.put("a", Unbuildable(), True)
+        bindings = session._bindings  # pyright: ignore[reportPrivateUsage]
+        assert bindings is not None
+        send = bindings._send  # pyright: ignore[reportPrivateUsage]
+
+        async def send_some(name: str, ready: object, *, replaces: bool) -> bool:
+            if name == "b":
+                monkeypatch.undo()
+                scope.cancel()
+            return await send(name, ready, replaces=replaces)
+
+        monkeypatch.setattr(bindings, "_send", send_some)
+        with anyio.fail_after(TIMEOUT), anyio.CancelScope() as scope:
+            await session.reset()
+        assert scope.cancelled_caught
+        result = await session.run("b, c, 'a' in globals()")
+        assert result.value == (["b"], ["c"], False)
+        assert any("handle a" in note for note in result.notes)
+
+
+async def test_a_put_costs_the_same_however_many_handles_there_are(
+    new_executor: NewExecutor,
+) -> None:
+    async with session_of(new_executor) as session:
+
+        async def calls_of_a_put(name: str) -> int:
+            calls = 0
+
+            def count(*_: object) -> None:
+                nonlocal calls
+                calls += 1
+
+            await session.put(name, [1])
+            sys.setprofile(count)
+            try:
+                await session.put(f"{name}_more", [1])
+            finally:
+                sys.setprofile(None)
+            return calls
+
+        first = [await calls_of_a_put(f"few{number}") for number in range(5)]
+        for number in range(300):
+            await session.put(f"x{number}", [1])
+        last = [await calls_of_a_put(f"many{number}") for number in range(5)]
+        assert min(last) < min(first) + 50
+
+
+async def test_guest_code_has_room_again_for_what_it_deleted_or_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_handles, "MAX_GUEST_HANDLES", 3)
+    monkeypatch.setattr(session_handles, "MAX_GUEST_BYTES", 300_000)
+    async with session_of(InProcessExecutor) as session:
+        code = """
+for number in range(20):
+    handles.put("big", bytes(200_000), overwrite=True)
+handles.delete("big")
+for number in range(20):
+    handles.put("x", bytes(100_000))
+    handles.put("y", bytes(100_000))
+    handles.delete("x")
+    handles.delete("y")
+handles.put("x", bytes(200_000))
+"""
+        result = await session.run(code)
+        assert result.is_ok, result.failure
+        session.handles.put("x", b"the host's own now", True)
+        result = await session.run("handles.put('y', bytes(250_000))")
+        assert result.is_ok, result.failure
+        assert not (await session.run("handles.put('z', bytes(250_000))")).is_ok
+
+
+@pytest.mark.parametrize("wrong", [[], {}, 5, None])
+async def test_what_is_no_text_names_no_value(new_executor: NewExecutor, wrong: Any) -> None:
+    async with session_of(new_executor) as session:
+        await session.run("big = 'x' * 100_000")
+        for ask in (session.handles.get, session.handles.snapshot, session.handles.info):
+            with pytest.raises(HandleNotFound):
+                ask(wrong)
+        with pytest.raises(HandleNotFound):
+            session.handles.delete(wrong)
+        with pytest.raises(HandleNotFound):
+            await session.get(wrong)
+        assert not session.handles.has_handle(wrong)
+        assert session.handles.handle_names() == ["big"]
+
+
+async def test_parents_are_what_the_code_names_and_nothing_else(new_executor: NewExecutor) -> None:
+    code = """
+# sales is not used
+msg = 'other'
+q = np.zeros(10**6)
+p = sales * 2
+r = [n for n in p] + list(handles["other"])
+"""
+    async with session_of(new_executor) as session:
+        for name in ("sales", "other"):
+            await session.put(name, np.zeros(10_000))
+        result = await session.run(f"import numpy as np\n{code}")
+        assert result.is_ok, result.failure
+        origins = {name: session.handles.info(name).origin for name in ("q", "p", "r")}
+        parents = {name: origin and origin.parents for name, origin in origins.items()}
+        assert parents == {"q": (), "p": ("sales",), "r": ("other", "sales")}
 
 
 async def test_instructions_tell_of_handles(new_executor: NewExecutor) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import os
 import sys
 import threading
 import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -28,7 +30,15 @@ from py_code_mode.errors import (
 )
 from py_code_mode.guest.snapshot import snapshot_text
 from py_code_mode.guest.values import type_name
-from py_code_mode.handles.info import HandleInfo, Origin, Problem, check_name
+from py_code_mode.handles.info import (
+    HandleInfo,
+    Origin,
+    Problem,
+    check_name,
+    check_origin,
+    key_of,
+    shown,
+)
 from py_code_mode.handles.size import size_of
 from py_code_mode.handles.slot import Name, Record, Slot, text_of
 from py_code_mode.handles.spill import Content, Unspillable, decode, encode, is_immutable, is_proven
@@ -79,7 +89,7 @@ class _Value:
 class _Entry:
     """One name of a value, and what is known of it by this name."""
 
-    __slots__ = ("created", "name", "origin", "semantics", "snapshot", "used", "value")
+    __slots__ = ("created", "former", "name", "origin", "semantics", "snapshot", "used", "value")
 
     def __init__(
         self,
@@ -96,6 +106,9 @@ class _Entry:
         self.created, self.used = created, used
         self.semantics, self.origin = semantics, origin
         self.snapshot = snapshot  # of what is in the file
+        # What had the name before, while a file still says so: it is the truth for whoever comes
+        # after a crash, until the value that has the name now is in a file itself.
+        self.former: _Value | None = None
 
 
 class _Resources:
@@ -157,7 +170,9 @@ class SessionCache:
 
     Raises:
         ValueError: a limit is below 1, or `sample_size` below 0.
-        StorageNotPrivate: others may write to the `storage_dir`'s folder.
+        TypeError: one of them is no whole number.
+        StorageNotPrivate: others may rename or replace what is in the `storage_dir` (it is theirs,
+            or they may write to it and it has no sticky bit), or write to its numbered folder.
         StoreError: the `storage_dir` cannot be made, read or written to.
     """
 
@@ -170,17 +185,15 @@ class SessionCache:
         max_bytes: int | None = None,
         spill_format: SpillFormat = "arrow",
     ) -> None:
-        if hot_limit is not None and hot_limit < 1:
-            raise ValueError("hot_limit must be at least 1")
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError("max_bytes must be at least 1")
-        if sample_size < 0:
-            raise ValueError("sample_size must be at least 0")
+        if hot_limit is not None:
+            hot_limit = _whole("hot_limit", hot_limit, 1)
+        if max_bytes is not None:
+            max_bytes = _whole("max_bytes", max_bytes, 1)
         if spill_format not in ("arrow", "parquet"):
             raise ValueError(f"spill_format must be 'arrow' or 'parquet', not {spill_format!r}")
         if storage_dir is not None and hot_limit is None and max_bytes is None:
             hot_limit = _HOT_WITH_STORAGE
-        self.sample_size = sample_size
+        self.sample_size = _whole("sample_size", sample_size, 0)
         self.hot_limit = hot_limit
         self.max_bytes = max_bytes
         self._spill_format: SpillFormat = spill_format
@@ -253,7 +266,8 @@ class SessionCache:
 
         If `name` is already taken and `overwrite` is False, a numeric suffix is appended
         (``name_2``, ``name_3``, …) and the new handle is returned. Nothing is copied. A put that
-        raises has changed nothing.
+        raises has changed nothing. What an overwritten handle had in the `storage_dir` stays there
+        until the new value is stored, too: whenever the process ends, one of them is found later.
 
         Args:
             name: desired handle name; must be a valid Python identifier, and no keyword.
@@ -264,10 +278,13 @@ class SessionCache:
 
         Raises:
             InvalidName: (a ValueError) `name` is not a valid Python identifier.
+            InvalidCall: (a TypeError) `semantics` or `origin` is not what it should be.
             StoreError: the file of the value to overwrite cannot be removed.
         """
         name = check_name(name)
         meaning = _checked(semantics)
+        if origin is not None:
+            check_origin(origin)
         with self._lock:
             self._check_open(f"put({name!r})")
             held = self._held(value)
@@ -278,19 +295,18 @@ class SessionCache:
             # First, since it does what may fail, and calls what may call us.
             self._make_room(is_new - leaves, nbytes - (old.value.nbytes if old and leaves else 0))
             held = self._held(value)
-            if overwrite:
-                old = self._entries.get(name)
-                if old is not None and old.value is not held:
-                    self._part(old, is_replaced=True)
-                elif old is not None:
-                    old.value.entries.remove(old)
-            else:
+            former: _Value | None = None
+            if not overwrite:
                 name = self._free_name(name)
+            elif (old := self._entries.get(name)) is not None:
+                former = self._stand_in(old) if old.value is not held else old.former
+                self._take_name(old, is_gone=old.value is not held)
             if held is None:
                 held = _Value(value, _type_of(value))
                 if not is_immutable(value):
                     self._by_id[id(value)] = held
             entry = _Entry(name, held, created=datetime.now(UTC), semantics=meaning, origin=origin)
+            entry.former = former if former is not held else None
             held.entries.append(entry)
             self._touch(entry)
             self._keep(held, nbytes or held.nbytes)
@@ -372,7 +388,7 @@ class SessionCache:
         """Return True if `name` is a registered handle (hot or cold)."""
         self._check_open(f"has_handle({name!r})")
         with self._names:
-            return name in self._entries
+            return key_of(name) in self._entries
 
     def delete(self, name: str) -> None:
         """Remove a handle and its associated disk artefact (if any).
@@ -401,9 +417,13 @@ class SessionCache:
                 return
             if self._storage_dir is not None:
                 for name, reason in self.flush().items():
-                    if not self._entries[name].value.refused:
-                        raise StoreError(f"handle {name!r}", f"{reason}; the cache is still open")
-                    _log.warning("handle %r cannot be stored and is lost: %s", name, reason)
+                    entry = self._entries[name]
+                    if not entry.value.refused:
+                        raise StoreError(
+                            f"handle {shown(name)!r}", f"{reason}; the cache is still open"
+                        )
+                    self._settle(entry)  # what it replaced is not to come back in its place
+                    _log.warning("handle %r cannot be stored and is lost: %s", shown(name), reason)
             self._is_closed = True
             for kept in (self._hot, self._stuck, self._aside, self._by_id, self._suffixes):
                 kept.clear()
@@ -480,13 +500,13 @@ class SessionCache:
         if self._is_closed:
             raise HandlesClosed(action)
 
-    def _entry(self, name: str) -> _Entry:
-        entry = self._entries.get(name)
+    def _entry(self, name: object) -> _Entry:
+        entry = self._entries.get(key_of(name))
         if entry is None:
             known = self.handle_names()
-            shown = ", ".join(known[:_SHOWN]) or "none"
+            told = ", ".join(map(shown, known[:_SHOWN])) or "none"
             more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
-            raise HandleNotFound(str(name)[:80], f"handles: {shown}{more}")
+            raise HandleNotFound(shown(name), f"handles: {told}{more}")
         return entry
 
     def _free_name(self, name: str) -> str:
@@ -506,38 +526,77 @@ class SessionCache:
             self._entries[entry.name] = entry
             self._entries.move_to_end(entry.name)
 
-    def _part(self, entry: _Entry, *, is_replaced: bool = False) -> None:
+    def _part(self, entry: _Entry) -> None:
         """Take a name from its value, and the value from disk and memory if that was its last.
 
         Raises:
-            StoreError: the files cannot be changed; then nothing was.
+            StoreError: the files cannot be changed; then it still has the name.
         """
-        held = entry.value
-        record, key = held.record, held.key
-        names = [name for name in record.names if name.name != entry.name] if record else []
-        if record is not None and key is not None and names:
-            if len(names) < len(record.names):
-                held.record = _with_names(record, names)
-                try:
-                    self._slot().write_record(key, held.record)
-                except BaseException:
-                    held.record = record
-                    raise
-        elif key is not None:
-            self._slot().remove(f"{key}.json")
-            self._slot().discard(record.data if record is not None else None)
-            held.key = held.record = None
-        held.entries.remove(entry)
-        if not is_replaced:
-            with self._names:
-                del self._entries[entry.name]
-        self._problems = [found for found in self._problems if found.name != entry.name]
+        # In this order: what had the name before must not come back when this ends in between.
+        self._settle(entry)
+        self._strike(entry.value, entry.name)
+        with self._names:
+            del self._entries[entry.name]
         base, _, suffix = entry.name.rpartition("_")
         is_number = len(suffix) < 10 and suffix.isdecimal()
         if is_number and 2 <= int(suffix) < self._suffixes.get(base, 2):
             self._suffixes[base] = int(suffix)
-        if not held.entries:
-            self._forget(held)
+        self._take_name(entry)
+
+    def _take_name(self, entry: _Entry, *, is_gone: bool = True) -> None:
+        """Take a name from its value in memory; it is forgotten if that was its last."""
+        held = entry.value
+        held.entries.remove(entry)
+        if is_gone:
+            self._problems = [found for found in self._problems if found.name != entry.name]
+            if not held.entries:
+                self._forget(held)
+
+    def _stand_in(self, old: _Entry) -> _Value | None:
+        """The value whose file tells of a name that is about to be another's, if there is one.
+
+        Raises:
+            StoreError: a file that nobody will read any more cannot be removed.
+        """
+        held, former = old.value, old.former
+        if held.key is not None and (
+            held.record is None or any(told.name == old.name for told in held.record.names)
+        ):
+            self._settle(old)
+            former = held
+        if former is not None and self._storage_dir is None:
+            self._strike(former, old.name)  # nobody comes after
+            return None
+        return former
+
+    def _settle(self, entry: _Entry) -> None:
+        """Have the file of what had this name before not tell of it any more.
+
+        Raises:
+            StoreError: it cannot be changed.
+        """
+        if entry.former is not None:
+            self._strike(entry.former, entry.name)
+            entry.former = None
+
+    def _strike(self, held: _Value, name: str) -> None:
+        """Take a name out of a value's file; without names there is none.
+
+        Raises:
+            StoreError: it cannot be changed; then nothing was.
+        """
+        record, key = held.record, held.key
+        if key is None:
+            return
+        names = [told for told in record.names if told.name != name] if record else []
+        if record is None or not names:
+            self._slot().remove(f"{key}.json")
+            self._slot().discard(record.data if record is not None else None)
+            held.key = held.record = None
+        elif len(names) < len(record.names):
+            fewer = _with_names(record, names)
+            self._slot().write_record(key, fewer)
+            held.record = fewer
 
     # -- memory -----------------------------------------------------------------------------
 
@@ -728,23 +787,31 @@ class SessionCache:
         """Write a value's JSON file, where it says something new; then what was before can go."""
         before, key = held.record, held.key
         assert key is not None
-        if before is not None and _without_use(before) == _without_use(record):
-            return  # being used alone is no reason to write
         slot = self._slot()
-        try:
-            slot.write_record(key, record)
-        except BaseException:
-            if before is None or before.data != record.data:
-                slot.discard(record.data)
-            raise
-        held.record = record
-        for entry, name in zip(held.entries, record.names, strict=True):
-            entry.snapshot = name.snapshot
-        if before is not None and before.data != record.data:
-            slot.discard(before.data)
+        # Being used alone is no reason to write.
+        if before is None or _without_use(before) != _without_use(record):
+            try:
+                slot.write_record(key, record)
+            except BaseException:
+                if before is None or before.data != record.data:
+                    slot.discard(record.data)
+                raise
+            held.record = record
+            # Behind its own names come those it stands in for.
+            for entry, name in zip(held.entries, record.names, strict=False):
+                entry.snapshot = name.snapshot
+            if before is not None and before.data != record.data:
+                slot.discard(before.data)
+        for entry in held.entries:
+            with suppress(StoreError):  # until it can be; whoever reads both knows which is older
+                self._settle(entry)
 
     def _named(self, held: _Value, *, is_same: bool) -> list[Name]:
-        """The names of a value, with snapshots of what it is now."""
+        """The names of a value, with snapshots of what it is now.
+
+        Last those that are another's by now, whose own file does not tell of it yet.
+        """
+        lent = held.record.names if held.record is not None else []
         return [
             Name(
                 name=entry.name,
@@ -755,9 +822,14 @@ class SessionCache:
                 else self._describe(held.object, entry.semantics),
                 semantics=dict(entry.semantics) if entry.semantics is not None else None,
                 origin=entry.origin,
+                replaces=entry.former.key if entry.former is not None else None,
             )
             for entry in held.entries
-        ]
+        ] + [name for name in lent if self._is_lent(held, name.name)]
+
+    def _is_lent(self, held: _Value, name: str) -> bool:
+        entry = self._entries.get(name)
+        return entry is not None and entry.former is held
 
     def _load(self, held: _Value, name: str) -> object:
         if held.problem is not None or held.record is None:
@@ -777,6 +849,10 @@ class SessionCache:
         """Take over what is stored in the slot, without loading a value."""
         records, self._problems = slot.records()
         recency = slot.recency()
+        damaged = {problem.file for problem in self._problems}
+        replaced = {
+            (name.name, name.replaces) for record in records.values() for name in record.names
+        }
         entries: list[_Entry] = []
         for key, record in records.items():
             held = _Value(_GONE, record.type)
@@ -797,9 +873,17 @@ class SessionCache:
         found: dict[str, _Entry] = {}
         for entry in sorted(entries, key=lambda entry: entry.used):
             older = found.get(entry.name)
-            if older is not None:  # somebody has copied files
+            if older is not None:
                 older.value.entries.remove(older)
                 file = str(slot.path / f"{older.value.key}.json")
+                if (entry.name, older.value.key) in replaced and file not in damaged:
+                    # A process ended after the new value was stored.
+                    entry.former = older.value
+                    with suppress(StoreError):
+                        self._settle(entry)
+                    found[entry.name] = entry
+                    continue
+                # Somebody has copied files.
                 reason = "another file holds this handle, too, and was used since"
                 self._problems.append(Problem(name=None, file=file, reason=reason))
             found[entry.name] = entry
@@ -823,6 +907,22 @@ class SessionCache:
 
     def _describe(self, value: object, semantics: Semantics | None) -> str:
         return snapshot_text(value, sample_size=self.sample_size, semantics=semantics)
+
+
+def _whole(what: str, number: object, least: int) -> int:
+    """A number that was given for `what`.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is too small.
+    """
+    try:
+        whole = operator.index(number)  # pyright: ignore[reportArgumentType] - that is asked
+    except TypeError:
+        raise TypeError(f"{what} must be an int, not {type(number).__name__}") from None
+    if whole < least:
+        raise ValueError(f"{what} must be at least {least}")
+    return whole
 
 
 def _checked(semantics: Semantics | None) -> Semantics | None:
@@ -853,7 +953,7 @@ def _with_names(record: Record, names: list[Name]) -> Record:
 
 
 def _without_use(record: Record) -> bytes:
-    names = [msgspec.structs.replace(name, used=0) for name in record.names]
+    names = [msgspec.structs.replace(name, used=0, replaces=None) for name in record.names]
     return text_of(_with_names(record, names))
 
 

@@ -6,11 +6,16 @@ import keyword
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from py_code_mode.errors import InvalidName
+import msgspec
+
+from py_code_mode.errors import InvalidCall, InvalidName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+
+#: Characters of a name that an error tells; handles of a cache may be called anything.
+MAX_SHOWN = 80
 
 #: Descriptions of a value's columns: text, or ``{"description": ..., "unit": ...}``.
 Semantics: TypeAlias = "Mapping[str, object]"
@@ -24,7 +29,7 @@ class Origin:
         kind: the host's own ``put``, guest code of a run, or a call of a namespace.
         run_id: of the run that made it or made the call.
         call: namespace and method, such as ``tools.curl.get``.
-        parents: handles it was made from.
+        parents: handles it was made from, as far as the code names them.
     """
 
     kind: Literal["put", "run", "call"] = "put"
@@ -89,7 +94,32 @@ def check_name(name: object) -> str:
     """
     if isinstance(name, str) and is_name(name):
         return str.__str__(name)
-    shown = name if isinstance(name, str) else type(name).__name__
     raise InvalidName(
-        shown[:80], "a handle", "it must be a valid Python identifier, and no keyword"
+        shown(name), "a handle", "it must be a valid Python identifier, and no keyword"
     )
+
+
+def key_of(name: object) -> str:
+    """A name to look a handle up by; for what is no text the empty one, which no handle has."""
+    return name if isinstance(name, str) else ""
+
+
+def shown(name: object) -> str:
+    """A name as errors tell it."""
+    if not isinstance(name, str):
+        return f"<{type(name).__name__}>"
+    return name if len(name) <= MAX_SHOWN else name[: MAX_SHOWN - 1] + "…"
+
+
+def check_origin(origin: object) -> None:
+    """See that it is an `Origin` that can be stored.
+
+    Raises:
+        InvalidCall: (a TypeError) it is not.
+    """
+    if not isinstance(origin, Origin):
+        raise InvalidCall("put", f"origin must be an Origin, not {type(origin).__name__}")
+    try:
+        msgspec.convert(msgspec.to_builtins(origin), Origin)
+    except (TypeError, ValueError) as error:
+        raise InvalidCall("put", f"origin cannot be stored: {error}") from error

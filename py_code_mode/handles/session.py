@@ -14,7 +14,8 @@ from py_code_mode.errors import HandleNotFound, HandlesFull
 from py_code_mode.guest.holdings import HELD_RESULTS
 from py_code_mode.guest.variables import MAX_TOLD, is_large
 from py_code_mode.handles.cache import SessionCache
-from py_code_mode.handles.info import HandleInfo, Origin
+from py_code_mode.handles.info import HandleInfo, Origin, key_of, shown
+from py_code_mode.handles.reads import reads_of
 from py_code_mode.handles.size import size_of
 from py_code_mode.results import Handle, Snapshot
 
@@ -33,7 +34,6 @@ MAX_RESULTS = 32
 #: Values in the guest that are known by name; of the others the oldest are forgotten.
 MAX_AWAY = 2 * MAX_GUEST_HANDLES
 
-_WORD = re.compile(r"[^\W\d]\w*")
 _RESULT = re.compile(r"_\d+")
 _versions = count(1)
 
@@ -60,9 +60,13 @@ class SessionHandles(SessionCache):
         self.run_id: int | None = None
         self._away: dict[str, _Away] = {}
         self._of_guest: dict[str, int] = {}
+        self._guest_bytes = 0
         self._results: list[str] = []
         self._made: dict[str, None] = {}
+        self._changed: dict[str, bool] | None = None  # nobody follows
         self._versions: dict[str, int] = {}
+        self._followed: set[str] = set()
+        self._outdated: set[str] = set()
 
     # -- what is here
 
@@ -80,13 +84,52 @@ class SessionHandles(SessionCache):
         origin: Origin | None = None,
     ) -> str:
         with self._lock:
-            used = super().put(name, value, overwrite, semantics=semantics, origin=origin)
-            self._versions[used] = next(_versions)
+            used = self._put(name, value, overwrite, semantics=semantics, origin=origin)
+            self._note_change(used, is_replaced=overwrite)
             return used
+
+    def _put(
+        self,
+        name: str,
+        value: object,
+        overwrite: bool = False,
+        *,
+        semantics: Semantics | None = None,
+        origin: Origin | None = None,
+    ) -> str:
+        used = super().put(name, value, overwrite, semantics=semantics, origin=origin)
+        self._part_with(used)
+        self._versions[used] = next(_versions)
+        return used
+
+    def _drop(self, name: str) -> None:
+        super().delete(name)
+        self._part_with(name)
+
+    def _part_with(self, name: str) -> None:
+        """Take note that a name has not the value that it had."""
+        self._versions.pop(name, None)
+        self._guest_bytes -= self._of_guest.pop(name, 0)
+        if name in self._followed:
+            self._followed.discard(name)
+            self._outdated.add(name)
 
     def version(self, name: str) -> int:
         """Tells the values that one name has had apart; 0 where the host has none."""
-        return self._versions.get(name, 0) if self.is_here(name) else 0
+        return self._versions.get(name, 0)
+
+    def follow(self, name: str) -> None:
+        """Have `take_outdated` tell, once, when a name has another value, or none."""
+        with self._lock:
+            self._followed.add(name)
+
+    def take_outdated(self) -> set[str]:
+        """The names that were followed, and whose values have changed since this was asked last."""
+        if not self._outdated:
+            return set()
+        with self._lock:
+            outdated, self._outdated = self._outdated, set()
+            return outdated
 
     def put_for_guest(self, name: str, value: object, overwrite: bool = False) -> str:
         """Keep what guest code puts, within bounds.
@@ -96,14 +139,14 @@ class SessionHandles(SessionCache):
         """
         size = size_of(value)
         with self._lock:
-            self._of_guest = {name: n for name, n in self._of_guest.items() if self.is_here(name)}
-            others = {n: size for n, size in self._of_guest.items() if not overwrite or n != name}
-            if len(others) >= MAX_GUEST_HANDLES:
+            before = self._of_guest.get(name) if overwrite else None
+            if len(self._of_guest) - (before is not None) >= MAX_GUEST_HANDLES:
                 raise HandlesFull(name, f"there are {MAX_GUEST_HANDLES} handles already")
-            if sum(others.values()) + size > MAX_GUEST_BYTES:
+            if self._guest_bytes - (before or 0) + size > MAX_GUEST_BYTES:
                 raise HandlesFull(name, f"all together would be over {MAX_GUEST_BYTES} bytes")
             used = self.put(name, value, overwrite, origin=Origin(kind="run", run_id=self.run_id))
             self._of_guest[used] = size
+            self._guest_bytes += size
             self._tell_of(used)
             return used
 
@@ -121,7 +164,8 @@ class SessionHandles(SessionCache):
                 raise HandlesFull(name, f"there are {MAX_GUEST_HANDLES} handles already")
             used = name if overwrite else self._free_name(name)
             if overwrite and self.is_here(name):
-                super().delete(name)
+                self._drop(name)
+                self._note_change(name)
             told = Snapshot.from_guest(snapshot, type_name)
             handle = Handle(name=used, type_name=type_name[:1000], snapshot=told)
             self.note([handle], self.run_id or 0)
@@ -137,14 +181,31 @@ class SessionHandles(SessionCache):
             name = f"result_{name.lstrip('_')}"
         with self._lock:
             origin = Origin(kind="call", run_id=self.run_id, call=call)
-            used = self.put(name, value, origin=origin)
+            used = self._put(name, value, origin=origin)
             self._results.append(used)
             self._tell_of(used)
             if len(self._results) > MAX_RESULTS:
                 oldest = self._results.pop(0)
                 if self.is_here(oldest):
-                    super().delete(oldest)
+                    self._drop(oldest)
             return used
+
+    def take_changes(self) -> dict[str, bool]:
+        """The names that were put or deleted since this was asked last, in order.
+
+        With each, whether what had the name before was to be replaced. Results of calls are not
+        among them. Asked for the first time, there are none.
+        """
+        if self._changed is not None and not self._changed:
+            return self._changed
+        with self._lock:
+            changed, self._changed = self._changed, {}
+            return changed or {}
+
+    def _note_change(self, name: str, *, is_replaced: bool = True) -> None:
+        if self._changed is not None:
+            self._changed.pop(name, None)
+            self._changed[name] = is_replaced
 
     def take_made(self) -> dict[str, Snapshot]:
         """The newest handles that calls of the guest have made since this was asked last."""
@@ -169,13 +230,14 @@ class SessionHandles(SessionCache):
                 for name in reversed(super().handle_names()):
                     info = super().info(name)
                     value = super().get(name)
-                    other.put(name, value, semantics=info.semantics, origin=info.origin)
+                    other._put(name, value, semantics=info.semantics, origin=info.origin)
             except BaseException:
                 other.close()
                 raise
             other._versions = dict(self._versions)  # the guest is a copy too, and knows them
             other._away = dict(self._away)
             other._of_guest = dict(self._of_guest)
+            other._guest_bytes = self._guest_bytes
             other._results = list(self._results)
         return other
 
@@ -186,12 +248,10 @@ class SessionHandles(SessionCache):
         if not handles:
             return
         with self._lock:
-            words = set(_WORD.findall(code))
-            parents = {name for name in self.handle_names() if name in words}
+            reads = reads_of(code, self.has_handle)
             for handle in handles:
-                origin = Origin(
-                    kind="run", run_id=run_id, parents=tuple(sorted(parents - {handle.name}))
-                )
+                parents = reads.of(handle.name) - {handle.name}
+                origin = Origin(kind="run", run_id=run_id, parents=tuple(sorted(parents)))
                 self._away.pop(handle.name, None)
                 self._away[handle.name] = _Away(
                     type_name=handle.type_name,
@@ -221,13 +281,14 @@ class SessionHandles(SessionCache):
     # -- both
 
     def has_handle(self, name: str) -> bool:
-        return super().has_handle(name) or name in self._away
+        return super().has_handle(name) or key_of(name) in self._away
 
     def handle_names(self) -> list[str]:
         """All names: those in the guest first, then those here; each most recently used first."""
         with self._lock:
             here = super().handle_names()
-            return [*(name for name in reversed(self._away) if name not in here), *here]
+            known = set(here)
+            return [*(name for name in reversed(self._away) if name not in known), *here]
 
     def _free_name(self, name: str) -> str:
         used, suffix = super()._free_name(name), 1
@@ -242,24 +303,26 @@ class SessionHandles(SessionCache):
         Raises:
             HandleNotFound: (a KeyError) there is none, or it is in the guest.
         """
-        if not self.is_here(name) and name in self._away:
-            raise HandleNotFound(name, f"it is in the guest: await session.get({name!r})")
+        if not self.is_here(name) and key_of(name) in self._away:
+            told = shown(name)
+            raise HandleNotFound(told, f"it is in the guest: await session.get({told!r})")
         return super().get(name)
 
     def snapshot(self, handle: str) -> str:
-        away = self._away.get(handle)
+        away = self._away.get(key_of(handle))
         if away is not None and not self.is_here(handle):
             return away.snapshot.to_text()
         return super().snapshot(handle)
 
     def delete(self, name: str) -> None:
         with self._lock:
-            was_away = self._away.pop(name, None) is not None
+            was_away = self._away.pop(key_of(name), None) is not None
             if self.is_here(name) or not was_away:
-                super().delete(name)
+                self._drop(name)
+                self._note_change(name)
 
     def info(self, name: str) -> HandleInfo:
-        away = self._away.get(name)
+        away = self._away.get(key_of(name))
         if away is None or self.is_here(name):
             return super().info(name)
         return HandleInfo(

@@ -26,6 +26,7 @@ import msgspec
 from py_code_mode.errors import StorageNotPrivate, StoreError
 from py_code_mode.guest.segments import advance, map_private
 from py_code_mode.handles.info import Origin, Problem, is_name
+from py_code_mode.trust import has_group_of_one
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +47,8 @@ _MAPPED = 1 << 20  # bytes from which a file is mapped, not read
 _CHUNK = 1 << 18  # bytes compared at a time: both sides stay in the processor's cache
 _VECTORS = 512  # buffers given to one call; IOV_MAX is 1024 everywhere
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ABOVE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FOLDER = _ABOVE | os.O_NOFOLLOW
 
 
 class Name(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +57,7 @@ class Name(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Attributes:
         used: larger is more recent.
         snapshot: JSON text.
+        replaces: key of the value that had the name before, if its file may still say so.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Name(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     snapshot: str
     semantics: dict[str, Any] | None = None
     origin: Origin | None = None
+    replaces: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,11 +129,16 @@ class Slot:
             StoreError: it cannot be made or written to.
         """
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for number in range(1, _SLOTS + 1):
-                slot = cls._try(directory / f"handles-{number}")
-                if slot is not None:
-                    return slot
+            directory.mkdir(0o700, parents=True, exist_ok=True)
+            above = os.open(directory, _ABOVE)
+            try:
+                _check_place(above, directory)
+                for number in range(1, _SLOTS + 1):
+                    slot = cls._try(directory / f"handles-{number}", above)
+                    if slot is not None:
+                        return slot
+            finally:
+                os.close(above)
         except StoreError:
             raise
         except OSError as error:
@@ -137,11 +146,11 @@ class Slot:
         raise StoreError(str(directory), f"all its {_SLOTS} slots are in use")
 
     @classmethod
-    def _try(cls, path: Path) -> Slot | None:
+    def _try(cls, path: Path, above: int) -> Slot | None:
         with suppress(FileExistsError):
-            path.mkdir(0o700)
+            os.mkdir(path.name, 0o700, dir_fd=above)
         try:
-            folder = os.open(path, _FOLDER)
+            folder = os.open(path.name, _FOLDER, dir_fd=above)
         except NotADirectoryError:
             raise StorageNotPrivate(str(path), "it is no folder, or a link to one") from None
         try:
@@ -480,14 +489,31 @@ def _compact(body: Mapping[str, Any]) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
+def _check_place(directory: int, path: Path) -> None:
+    """See that nobody else decides which folder a slot's name is of.
+
+    In a sticky directory (``/tmp``) people cannot rename what belongs to others.
+    """
+    status = os.fstat(directory)
+    if status.st_uid not in (os.geteuid(), 0):
+        raise StorageNotPrivate(str(path), f"it belongs to another user ({status.st_uid})")
+    if status.st_mode & stat.S_ISVTX:
+        return
+    is_ours_alone = status.st_mode & 0o002 == 0 and has_group_of_one(path, status.st_gid)
+    if status.st_mode & 0o022 and not is_ours_alone:
+        raise _written_by_others(path, status.st_mode)
+
+
 def _check_private(folder: int, path: Path) -> None:
     status = os.fstat(folder)
     if status.st_uid != os.geteuid():
         raise StorageNotPrivate(str(path), f"it belongs to another user ({status.st_uid})")
     if status.st_mode & 0o022:
-        raise StorageNotPrivate(
-            str(path), f"others may write to it (mode {stat.S_IMODE(status.st_mode):o})"
-        )
+        raise _written_by_others(path, status.st_mode)
+
+
+def _written_by_others(path: Path, mode: int) -> StorageNotPrivate:
+    return StorageNotPrivate(str(path), f"others may write to it (mode {stat.S_IMODE(mode):o})")
 
 
 def _reason(error: OSError) -> str:

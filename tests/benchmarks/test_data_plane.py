@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import pickle
+import statistics
 import subprocess
 import sys
 from contextlib import asynccontextmanager, contextmanager
@@ -15,7 +18,15 @@ import numpy
 import pandas
 import pytest
 
-from py_code_mode import MemoryStorage, Policy, Session, SubprocessConfig, SubprocessExecutor
+from py_code_mode import (
+    Executor,
+    InProcessExecutor,
+    MemoryStorage,
+    Policy,
+    Session,
+    SubprocessConfig,
+    SubprocessExecutor,
+)
 from py_code_mode.codecs.values import EXCHANGE_LIMIT, decode_value, encode_value, share_value
 from py_code_mode.execution import Bind, Fetch, Release
 from py_code_mode.guest.wire import FrameReader, pack
@@ -109,6 +120,27 @@ def size_of(value: Any) -> int:
     return int(value.memory_usage(deep=True).sum())
 
 
+def moved_by_the_kernel(data: Any) -> float:
+    """Seconds to write so many bytes to fresh memory of another twice, and to read them once.
+
+    The least there and back can take: each way has its copy, and the host looks at what it gets.
+    """
+    files: list[int] = []
+    began = perf_counter()
+    try:
+        for _ in range(2):
+            files.append(os.memfd_create("floor", os.MFD_CLOEXEC))
+            rest = memoryview(data)
+            while rest.nbytes:
+                rest = rest[os.write(files[-1], rest) :]
+        mapped = mmap.mmap(files[-1], data.nbytes, access=mmap.ACCESS_READ)
+        np.frombuffer(mapped, "u8").max()
+        return perf_counter() - began
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
 async def against_pickle(
     report: Report,
     name: str,
@@ -120,7 +152,9 @@ async def against_pickle(
     """Measure a value there and back; `least` in bytes moved a second, over 1e9."""
     ours: list[float] = []
     theirs: list[float] = []
+    floors: list[float] = []
     size = size_of(value)
+    data = np.ones(size // 8, "u8")
     async with worker() as executor:
         with pickling_peer() as pickled:
             for round in range(ROUNDS + 1):
@@ -134,14 +168,19 @@ async def against_pickle(
                 back = pickled(value)
                 theirs.append(perf_counter() - began)
                 del back
-    ours, theirs = ours[1:], theirs[1:]
-    rates = [2 * size / GB / seconds for seconds in ours]
-    peers = [2 * size / GB / seconds for seconds in theirs]
+                floors.append(moved_by_the_kernel(data))
+    ours, theirs, floors = ours[1:], theirs[1:], floors[1:]
+    rates, peers, most = (
+        [2 * size / GB / seconds for seconds in rounds] for rounds in (ours, theirs, floors)
+    )
     ratios = [theirs / ours for ours, theirs in zip(ours, theirs, strict=True)]
+    above = [ours / floor for ours, floor in zip(ours, floors, strict=True)]
     report.add(
         summarised(f"{name}, there and back", rates, "GB/s", bound=least, is_rate=True),
         summarised(f"{name}, plain pickle through pipes", peers, "GB/s", is_rate=True),
         summarised(f"{name}, ours / pickle", ratios, "x", bound=ratio, is_rate=True),
+        summarised(f"{name}, floor: written twice, read once", most, "GB/s", is_rate=True),
+        summarised(f"{name}, time of ours / time of the floor", above, "x"),
     )
 
 
@@ -208,3 +247,36 @@ async def test_binding_what_is_shared_already(report: Report) -> None:
             )
         await executor.exchange(Release("shared"))
     report.add(*rows)
+
+
+@pytest.mark.parametrize("executor", [SubprocessExecutor, InProcessExecutor])
+async def test_small_runs_beside_many_handles(report: Report, executor: type[Executor]) -> None:
+    def session() -> Session:
+        return Session(MemoryStorage(), executor())
+
+    async def median(session: Session) -> float:
+        times: list[float] = []
+        for _ in range(200):
+            began = perf_counter()
+            await session.run("1+1")
+            times.append(perf_counter() - began)
+        return statistics.median(times)
+
+    with_many: list[float] = []
+    with_none: list[float] = []
+    async with session() as many, session() as none:
+        for number in range(50):
+            await many.put(f"frame_{number}", numbers(100_000))
+            await many.put(f"record_{number}", {"name": "x" * 1000, "number": number})
+        assert len(many.handles.handle_names()) == 100
+        for _ in range(16):
+            with_many.append(await median(many))
+            with_none.append(await median(none))
+    with_many, with_none = with_many[1:], with_none[1:]
+    ratios = [one / other for one, other in zip(with_many, with_none, strict=True)]
+    name = f"`1+1`, {executor.name}"
+    report.add(
+        summarised(f"{name}, 100 handles", with_many, "µs", scale=1e6),
+        summarised(f"{name}, no handles", with_none, "µs", scale=1e6),
+        summarised(f"{name}, 100 handles / none", ratios, "x", bound=1.05),
+    )

@@ -88,6 +88,18 @@ def test_other_arguments_that_cannot_be_meant_are_refused() -> None:
         SessionCache(spill_format=unknown)
 
 
+@pytest.mark.parametrize("what", ["sample_size", "hot_limit", "max_bytes"])
+@pytest.mark.parametrize("wrong", ["5", 2.5, [3]])
+def test_limits_that_are_no_whole_numbers_are_named(what: str, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^{what} must be an int, not {type(wrong).__name__}$"):
+        SessionCache(**{what: wrong})
+
+
+def test_limits_may_be_of_any_integer_type() -> None:
+    with SessionCache(np.int64(3), hot_limit=np.int8(2)) as cache:
+        assert (cache.sample_size, cache.hot_limit) == (3, 2)
+
+
 def test_a_storage_directory_is_made_and_bounds_the_cache(tmp_path: Path) -> None:
     for given in (tmp_path / "a" / "b", str(tmp_path / "c" / "d")):
         with SessionCache(storage_dir=given) as cache:
@@ -243,6 +255,36 @@ def test_names_that_file_systems_take_for_one_are_two(tmp_path: Path) -> None:
         assert {name: cache.get(name) for name in names} == {name: [name] for name in names}
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "x",
+        {"kind": "run"},
+        Origin(kind="odd"),  # pyright: ignore[reportArgumentType]
+        Origin(run_id="1"),  # pyright: ignore[reportArgumentType]
+        Origin(parents=(1,)),  # pyright: ignore[reportArgumentType]
+        Origin(call=object()),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_an_origin_that_could_not_be_read_again_is_refused(tmp_path: Path, origin: Any) -> None:
+    with SessionCache(storage_dir=tmp_path) as cache:
+        with pytest.raises(InvalidCall, match="origin"):
+            cache.put("a", 1, origin=origin)
+        assert cache.handle_names() == []
+
+
+def test_every_origin_that_is_taken_is_read_again(tmp_path: Path) -> None:
+    origins = [
+        Origin(kind="call", run_id=3, call="tools.a\ud800", parents=("b", "c")),
+        Origin(run_id=1 << 80, call=""),
+    ]
+    with SessionCache(storage_dir=tmp_path) as cache:
+        for number, origin in enumerate(origins):
+            cache.put(f"a{number}", 1, origin=origin)
+    with SessionCache(storage_dir=tmp_path) as cache:
+        assert [cache.info(f"a{n}").origin for n in range(len(origins))] == origins
+
+
 def test_a_put_that_raises_leaves_nothing(cache: SessionCache) -> None:
     cache.put("kept", 1)
     wrong: Any
@@ -281,6 +323,25 @@ def test_an_unknown_name_is_a_key_error_that_names_the_others(cache: SessionCach
             ask("nope")
         assert isinstance(caught.value, HandleNotFound)
         assert "known" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [[], {}, 5, None, b"x"])
+def test_what_is_no_text_names_no_handle(cache: SessionCache, wrong: Any) -> None:
+    cache.put("x", 1)
+    for ask in (cache.get, cache.snapshot, cache.info, cache.delete):
+        with pytest.raises(HandleNotFound, match=f"'<{type(wrong).__name__}>'; handles: x"):
+            ask(wrong)
+    assert not cache.has_handle(wrong)
+
+
+def test_errors_quote_long_names_in_part(cache: SessionCache) -> None:
+    cache.put("x" * 100_000, 1)
+    with pytest.raises(HandleNotFound) as raised:
+        cache.get("y" * 100_000)
+    assert len(str(raised.value)) < 300
+    with pytest.raises(InvalidName) as refused:
+        cache.put("-" * 100_000, 1)
+    assert len(str(refused.value)) < 300
 
 
 def test_get_promotes_a_cold_handle(tmp_path: Path) -> None:

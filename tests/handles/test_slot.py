@@ -15,6 +15,7 @@ import threading
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import numpy
 import pandas
@@ -138,6 +139,53 @@ def test_nothing_is_loaded_where_others_may_write(tmp_path: Path, mode: int) -> 
             SessionCache(storage_dir=tmp_path)
         (tmp_path / "handles-1").chmod(0o700)
         assert cache.get("a") == [1]
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+def test_a_directory_whose_slots_others_may_exchange_is_refused(
+    tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("py_code_mode.handles.slot.has_group_of_one", Mock(return_value=False))
+    stored(tmp_path / "open", a=[1])
+    (tmp_path / "open").chmod(mode)
+    with pytest.raises(StorageNotPrivate, match="others may write"):
+        SessionCache(storage_dir=tmp_path / "open")
+    (tmp_path / "open").chmod(mode | 0o1000)  # sticky, as /tmp is: they cannot
+    with SessionCache(storage_dir=tmp_path / "open") as cache:
+        assert cache.get("a") == [1]
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o775])
+def test_a_directory_of_a_group_with_nobody_else_in_it_is_private(
+    tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("py_code_mode.handles.slot.has_group_of_one", Mock(return_value=True))
+    stored(tmp_path / "shared", a=[1])
+    (tmp_path / "shared").chmod(mode)  # as with umask 002
+    with SessionCache(storage_dir=tmp_path / "shared") as cache:
+        assert cache.get("a") == [1]
+    (tmp_path / "shared").chmod(mode | 0o002)
+    with pytest.raises(StorageNotPrivate, match="others may write"):
+        SessionCache(storage_dir=tmp_path / "shared")
+
+
+def test_a_directory_that_is_made_is_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        stored(tmp_path / "made", a=[1])
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o700
+    with SessionCache(storage_dir=tmp_path / "made") as cache:
+        assert cache.get("a") == [1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give folders away")
+def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    stored(tmp_path / "theirs", a=[1])
+    os.chown(tmp_path / "theirs", 1234, -1)
+    with pytest.raises(StorageNotPrivate, match="another user"):
+        SessionCache(storage_dir=tmp_path / "theirs")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -411,12 +459,18 @@ def test_what_cannot_be_removed_is_still_there(tmp_path: Path) -> None:
         slot.files, good = Stuck(slot.files.folder), slot.files
         with pytest.raises(StoreError, match="Permission denied"):
             cache.delete("a")
-        with pytest.raises(StoreError):
-            cache.put("a", [3], overwrite=True)
         assert cache.get("a") == [1]
+        cache.put("a", [3], overwrite=True)
+        cache.flush()
+        with pytest.raises(StoreError, match="Permission denied"):
+            cache.delete("a")
+        assert cache.get("a") == [3]
         slot.files = good
         cache.delete("a")
         assert not cache.has_handle("a")
+    with SessionCache(storage_dir=tmp_path) as cache:
+        assert cache.handle_names() == ["b"]
+        assert cache.problems == ()
 
 
 def test_a_directory_that_is_removed_loses_nothing_that_is_in_memory(tmp_path: Path) -> None:
@@ -467,11 +521,10 @@ def test_a_clean_value_is_not_written_again(tmp_path: Path) -> None:
 # -- crashes ------------------------------------------------------------------------------------
 
 CRASH = """
-import os, sys
+import itertools, os, sys
 from py_code_mode.handles import SessionCache
 from py_code_mode.handles.slot import Files
 
-left = int(sys.argv[2])
 def dying(method):
     def step(self, *arguments):
         global left
@@ -486,39 +539,50 @@ Files.plain = Files.write
 for name in ("create", "write", "replace", "unlink"):
     setattr(Files, name, dying(getattr(Files, name)))
 
-cache = SessionCache(storage_dir=sys.argv[1], hot_limit=1)
-print("open", flush=True)
-cache.put("kept", ["kept"], overwrite=True)
-cache.flush(); print("flushed", flush=True)
-cache.put("changed", {"n": 1}, overwrite=True)
-cache.put("shared", cache.get("kept"), overwrite=True)
-cache.flush(); print("again", flush=True)
-cache.get("changed")["n"] = 2
-cache.put("new", ["new"] * 3000)
-cache.delete("changed") if len(sys.argv) > 3 else cache.flush()
-print("third", flush=True)
-cache.put("kept", ["replaced"], overwrite=True)
-cache.close()
-print("closed", flush=True)
+def use(folder):
+    cache = SessionCache(storage_dir=folder, hot_limit=1)
+    cache.put("kept", ["kept"], overwrite=True)
+    cache.flush(); print("flushed", flush=True)
+    cache.put("changed", {"n": 1}, overwrite=True)
+    cache.put("shared", cache.get("kept"), overwrite=True)
+    cache.flush(); print("again", flush=True)
+    cache.get("changed")["n"] = 2
+    cache.put("new", ["new"] * 3000)
+    cache.delete("changed") if sys.argv[2] == "True" else cache.flush()
+    print("third", flush=True)
+    cache.put("kept", ["replaced"], overwrite=True)
+    cache.close()
+    print("closed", flush=True)
+
+for left in itertools.count(1):
+    folder = f"{sys.argv[1]}/{left}"
+    if (pid := os.fork()) == 0:
+        os.dup2(os.open(folder + ".txt", os.O_CREAT | os.O_WRONLY), 1)
+        use(folder)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(left, status, flush=True)
+    if status != 9:
+        break
 """
 
 
 @pytest.mark.parametrize("deletes", [False, True])
 def test_a_crash_at_any_write_leaves_a_readable_store(tmp_path: Path, deletes: bool) -> None:
-    steps = 0
-    while True:
-        steps += 1
+    crashed = subprocess.run(
+        [sys.executable, "-c", CRASH, str(tmp_path), str(deletes)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        check=False,
+    )
+    statuses = [line.split()[1] for line in crashed.stdout.splitlines()]
+    assert statuses[-1] == "0", crashed.stderr
+    assert len(statuses) > 15
+    for steps in range(1, len(statuses) + 1):
         folder = tmp_path / str(steps)
-        finished = subprocess.run(
-            [sys.executable, "-c", CRASH, str(folder), str(steps), *(["x"] if deletes else [])],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            cwd=ROOT,
-            check=False,
-        )
-        assert finished.returncode in (0, 9), finished.stderr
-        said = finished.stdout.split()
+        said = folder.with_suffix(".txt").read_text().split()
         with SessionCache(storage_dir=folder) as cache:
             assert cache.problems == ()
             found = {name: cache.get(name) for name in cache.handle_names()}
@@ -531,16 +595,82 @@ def test_a_crash_at_any_write_leaves_a_readable_store(tmp_path: Path, deletes: b
             if not deletes:
                 assert found["changed"] in ({"n": 1}, {"n": 2})
         if "third" in said:
-            assert found.get("kept") in (None, ["replaced"], ["kept"])
+            assert found["kept"] in (["replaced"], ["kept"])
             assert found["shared"] == ["kept"]
             assert ("changed" in found) is not deletes
         assert found.get("changed") in (None, {"n": 1}, {"n": 2})
-        if finished.returncode == 0:
+        if steps == len(statuses):  # nothing ended this one
             assert said[-1] == "closed"
             assert found["kept"] == ["replaced"]
             assert found["new"] == ["new"] * 3000
-            break
-    assert steps > 15
+
+
+OVERWRITTEN = """
+import os, sys
+from py_code_mode.handles import SessionCache
+cache = SessionCache(storage_dir=sys.argv[1])
+old = ["old"]
+cache.put("a", old)
+if "shared" in sys.argv:
+    cache.put("other", old)
+if "named" in sys.argv:
+    cache.put("new", ["new"])
+cache.flush()
+cache.put("a", cache.get("new") if "named" in sys.argv else ["new"], overwrite=True)
+if "again" in sys.argv:
+    cache.put("a", ["newer"], overwrite=True)
+if "changed" in sys.argv:  # so that the file it is in is written again
+    old.append("changed")
+    cache._try_to_store(cache._entries["other"].value)
+if "stored" in sys.argv:
+    cache.flush()
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        ([], {"a": ["old"]}),
+        (["again"], {"a": ["old"]}),
+        (["stored"], {"a": ["new"]}),
+        (["again", "stored"], {"a": ["newer"]}),
+        (["named"], {"a": ["old"], "new": ["new"]}),
+        (["named", "stored"], {"a": ["new"], "new": ["new"]}),
+        (["shared"], {"a": ["old"], "other": ["old"]}),
+        (["shared", "changed"], {"a": ["old", "changed"], "other": ["old", "changed"]}),
+        (["shared", "named", "stored"], {"a": ["new"], "new": ["new"], "other": ["old"]}),
+    ],
+)
+def test_a_killed_process_leaves_the_old_value_or_the_new(
+    tmp_path: Path, how: list[str], found: dict[str, list[str]]
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", OVERWRITTEN, str(tmp_path), *how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr
+    with SessionCache(storage_dir=tmp_path) as cache:
+        assert cache.problems == ()
+        assert {name: cache.get(name) for name in sorted(cache.handle_names())} == found
+        values = {id(cache.get(name)) for name in found}
+        records = list((tmp_path / "handles-1").glob("*.json"))
+        assert len(records) - (tmp_path / "handles-1" / "recency.json").exists() == len(values)
+
+
+def test_what_was_overwritten_does_not_come_back(tmp_path: Path) -> None:
+    stored(tmp_path, gone=["old"], lost=["old"], kept=["old"])
+    with SessionCache(storage_dir=tmp_path) as cache:
+        for name in ("gone", "kept"):
+            cache.put(name, ["new"], overwrite=True)
+        cache.put("lost", lambda: 1, overwrite=True)
+        cache.delete("gone")
+    with SessionCache(storage_dir=tmp_path) as cache:
+        assert {name: cache.get(name) for name in cache.handle_names()} == {"kept": ["new"]}
 
 
 # -- many, and many at once ---------------------------------------------------------------------
