@@ -21,6 +21,7 @@ from py_code_mode.errors import (
     InvalidCall,
     InvalidName,
     WorkflowNotApproved,
+    brief,
 )
 from py_code_mode.guest.variables import is_large
 from py_code_mode.handles.info import is_name
@@ -111,11 +112,23 @@ class Workflows(Service):
     hidden = frozenset({"source"})
     errors = ("InvalidWorkflow", "WorkflowError", "WorkflowNotApproved", "WorkflowNotFound")
 
-    def __init__(self, library: WorkflowLibrary, isolation: str | None = None) -> None:
-        """`isolation` is that of the code that asks; None where the host itself does."""
+    def __init__(
+        self,
+        library: WorkflowLibrary,
+        isolation: str | None = None,
+        gate: Callable[[str], None] | None = None,
+    ) -> None:
+        """Make it for the host, or for a guest.
+
+        Args:
+            isolation: that of the code that asks; None where the host itself does.
+            gate: is given the file of a workflow that is about to be run, by its place in the
+                workspace; raises where it may not be.
+        """
         super().__init__()
         self._library = library
         self._isolation = isolation
+        self._gate = gate
 
     async def list(self) -> list[dict[str, Any]]:
         """All workflows: name, description, parameters."""
@@ -129,7 +142,7 @@ class Workflows(Service):
         """One workflow with its source, or None."""
         found = await anyio.to_thread.run_sync(self._library.get, name)
         if found is not None:
-            self._check_approved(name, cast("str | None", found.get("origin")))
+            await self._check_approved(name, cast("str | None", found.get("origin")))
         return found
 
     async def create(self, name: str, source: str, description: str) -> dict[str, Any]:
@@ -144,14 +157,16 @@ class Workflows(Service):
 
     async def source(self, name: str) -> str:
         found = await anyio.to_thread.run_sync(self._library.load, name)
-        self._check_approved(name, found.origin)
+        await self._check_approved(name, found.origin)
         return found.source
 
-    def _check_approved(self, name: str, origin: str | None) -> None:
+    async def _check_approved(self, name: str, origin: str | None) -> None:
         # trust does not flow upward: what a sandboxed guest left is not run with more rights
         asks = self._isolation
         if origin is not None and asks is not None and not is_as_strong(asks, origin):
             raise WorkflowNotApproved(name, origin, asks)
+        if self._gate is not None:
+            await anyio.to_thread.run_sync(self._gate, f"workflows/{name}.py")
 
 
 class ArtifactFiles(Service):
@@ -303,8 +318,10 @@ _TAKEN = frozenset({*_SERVICES, *RESERVED, *(name for name in dir(builtins) if n
 def check_name(name: str) -> None:
     """Raise `InvalidName` where a handle, and a variable, cannot have this name."""
     if not is_name(name):
-        shown = name[:80] if isinstance(name, str) else repr(type(name))  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidName(shown, "a handle", "it must be a Python identifier, and no keyword")
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            reason = f"a name is a str, not {type(name).__name__}"
+            raise InvalidName(brief(name), "a handle", reason)
+        raise InvalidName(name[:80], "a handle", "it must be a Python identifier, and no keyword")
     if len(name) > _MAX_NAME:
         reason = f"it may have {_MAX_NAME} characters at most"
         raise InvalidName(name[:80], "a handle", reason)
@@ -324,6 +341,7 @@ class Namespaces:
     Args:
         isolation: what stands between the guest and this machine (`Executor.isolation`).
         allowed_deps: names and patterns of the packages that the guest may add; None means any.
+        gate: raises where the guest may not run a file of the workspace; see `Workflows`.
     """
 
     def __init__(
@@ -336,6 +354,7 @@ class Namespaces:
         handles: SessionHandles,
         isolation: str,
         allowed_deps: Collection[str] | None = None,
+        gate: Callable[[str], None] | None = None,
     ) -> None:
         self.tools = Tools(tools)
         self.workflows = Workflows(workflows)
@@ -344,7 +363,7 @@ class Namespaces:
         self.dependencies = deps
         self._services: Mapping[str, Service] = {
             "tools": self.tools,
-            "workflows": Workflows(workflows, isolation),
+            "workflows": Workflows(workflows, isolation, gate),
             "artifacts": self.artifacts,
             "deps": Deps(deps, isolation, allowed_deps),
             "handles": Handles(handles),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from py_code_mode.arguments import path_of
 from py_code_mode.artifacts import Artifacts
 from py_code_mode.deps import Requirements
 from py_code_mode.stores import FileStore, MemoryStore, Store
 from py_code_mode.workflows import WorkflowLibrary
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["FileStorage", "MemoryStorage", "StorageBackend"]
 
@@ -67,12 +71,15 @@ class FileStorage(_Stored):
     four must not be links, and nothing outside the folder is read, written or deleted.
 
     Args:
-        base_path: ``~`` stands for the home folder.
+        base_path: ``~`` stands for the home folder, and ``.`` for the current one.
+
+    Raises:
+        ConfigError: nothing can have this path, such as an empty one.
     """
 
     def __init__(self, base_path: str | Path) -> None:
         # Absolute, so that it stays the same folder when the process changes its own.
-        self._base_path = Path(base_path).expanduser().absolute()
+        self._base_path = path_of("base_path", base_path).absolute()
         super().__init__(
             tools=FileStore(self._base_path, "tools"),
             workflows=FileStore(self._base_path, "workflows"),

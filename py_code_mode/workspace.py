@@ -7,22 +7,29 @@ over the file, which wins over the default.
 from __future__ import annotations
 
 import math
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from py_code_mode.errors import ConfigError
+from py_code_mode.errors import ConfigError, brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    import yaml
 
     from py_code_mode.sandbox.policy import Policy
 
 FOLDER = ".code-mode"
 FILE = "config.yaml"
 _LATER = {"tools": "approval rules are not enforced by this version, so none can be promised"}
+#: Bytes of a file of settings, and seconds of a timeout: a lifetime, which clocks can still add.
+MAX_FILE = 1 << 20
+MAX_TIMEOUT = 1e9
 _KNOWN = ("deps", "executor", "policy", "timeout")
 #: A name of a package, in which ``*`` and ``?`` stand for others (PEP 508, less the rest).
 _PACKAGES = re.compile(r"[A-Za-z0-9*?](?:[A-Za-z0-9._*?-]*[A-Za-z0-9*?])?")
@@ -84,6 +91,9 @@ def check_apart(granted: Iterable[Path], workspace: Path, *, source: str = "poli
     Code that could write there would choose what runs on the host next time. A workspace that does
     not exist hides nothing.
 
+    Args:
+        source: what grants it: a file, an option, or ``workdir``, of which there is only one.
+
     Raises:
         ConfigError: a path is beneath the workspace, or above it.
     """
@@ -95,10 +105,11 @@ def check_apart(granted: Iterable[Path], workspace: Path, *, source: str = "poli
         if place.is_relative_to(kept):
             reason = f"{place} is part of the workspace {kept}, which no sandbox may see"
         elif kept.is_relative_to(place):
-            reason = (
-                f"{place} holds the workspace {kept}, which no sandbox may see; name the folders "
-                "and files in it that are needed"
-            )
+            reason = f"{place} holds the workspace {kept}, which no sandbox may see: "
+            if source == "workdir":
+                reason += f"name a folder beside it, such as {place / 'work'}"
+            else:
+                reason += "name the folders and files in it that are needed"
         else:
             continue
         raise ConfigError(source, f"{reason}. Data for code belongs outside, or in artifacts")
@@ -112,18 +123,12 @@ def read_config(base: Path) -> WorkspaceConfig:
     """
     path = base.absolute() / FILE
     try:
-        text = path.read_text("utf-8")
+        text = _read(path)
     except FileNotFoundError:
         return WorkspaceConfig(path=path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), f"cannot be read: {error}") from error
-
-    import yaml
-
-    try:
-        loaded: object = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(str(path), f"is not YAML: {error}") from error
+    loaded = _parsed(path, text)
     if loaded is None:
         return WorkspaceConfig(path=path)
     if not isinstance(loaded, dict):
@@ -134,7 +139,7 @@ def read_config(base: Path) -> WorkspaceConfig:
             raise ConfigError(str(path), f"`{key}`: {_LATER[key]}; remove it to go on without")
         if key not in _KNOWN:
             known = ", ".join(_KNOWN)
-            raise ConfigError(str(path), f"`{key}` is not a setting; known: {known}")
+            raise ConfigError(str(path), f"{brief(key)} is not a setting; known: {known}")
     config = WorkspaceConfig(
         executor=_executor(path, settings.get("executor")),
         timeout=_timeout(path, settings) if "timeout" in settings else None,
@@ -146,19 +151,86 @@ def read_config(base: Path) -> WorkspaceConfig:
     return config
 
 
+def _read(path: Path) -> str:
+    """The text of a file; a pipe, or whatever else is not one, is not waited for."""
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", opener=open_at_once) as opened:
+        status = os.fstat(opened.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        if status.st_size > MAX_FILE:
+            raise OSError(f"it has {status.st_size} bytes, the limit is {MAX_FILE}")
+        return opened.read(MAX_FILE).decode("utf-8")
+
+
+def _parsed(path: Path, text: str) -> object:
+    import yaml
+
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(path, node)
+        return cast("object", loader.construct_document(node))
+    # what has the form of a date, or of a number, and is none, is any of the last two
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(str(path), f"is not YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _check_keys(path: Path, document: yaml.Node) -> None:
+    """Refuse a key that is given twice, of which YAML would take the last (YAML 1.2, 3.2.1.3)."""
+    import yaml
+
+    waiting, seen = [document], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))
+        children = cast("list[Any]", node.value)
+        if not isinstance(node, yaml.MappingNode):
+            waiting += children
+            continue
+        keys = set[tuple[str, str]]()
+        for key, value in children:
+            waiting += [key, value]
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            word = key.tag, cast("str", key.value)
+            if word in keys:
+                line = key.start_mark.line + 1
+                raise ConfigError(str(path), f"{brief(word[1])} is given twice, in line {line}")
+            keys.add(word)
+
+
 def _executor(path: Path, value: object) -> str | None:
-    if value is None or isinstance(value, str):
+    if value is None or (isinstance(value, str) and value.strip()):
         return value
-    raise ConfigError(str(path), f"`executor` must be a name, such as subprocess, not {value!r}")
+    raise ConfigError(
+        str(path), f"`executor` must be a name, such as subprocess, not {brief(value)}"
+    )
 
 
 def _timeout(path: Path, settings: dict[Any, object]) -> float:
     value = settings["timeout"]
     if value is None:
         return math.inf
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+    is_flag = isinstance(value, bool)
+    if isinstance(value, int | float) and not is_flag and 0 < value <= MAX_TIMEOUT:
         return float(value)
-    raise ConfigError(str(path), f"`timeout` must be seconds above 0, or null, not {value!r}")
+    raise ConfigError(
+        str(path),
+        f"`timeout` must be seconds above 0, at most {MAX_TIMEOUT:.0f}, or null for no limit, not "
+        f"{brief(value)}",
+    )
 
 
 def _policy(path: Path, value: object) -> Mapping[str, object]:
@@ -179,18 +251,19 @@ def _allowed_deps(path: Path, value: object) -> tuple[str, ...] | None:
     settings = cast("dict[Any, object]", value)
     for key in settings:
         if key != "allow":
-            raise ConfigError(str(path), f"`deps.{key}` is not a setting; known: allow")
+            reason = f"`deps`: {brief(key)} is not a setting; known: allow"
+            raise ConfigError(str(path), reason)
     allowed = settings.get("allow")
     if allowed is None:
         return None
     if not isinstance(allowed, list):
-        raise ConfigError(str(path), f"`deps.allow` must be a list of names, not {allowed!r}")
+        raise ConfigError(str(path), f"`deps.allow` must be a list of names, not {brief(allowed)}")
     found: list[str] = []
     for entry in cast("list[object]", allowed):
         if not isinstance(entry, str) or not _PACKAGES.fullmatch(entry):
             raise ConfigError(
                 str(path),
-                f"`deps.allow`: {entry!r} is not the name of a package, or a pattern such as "
+                f"`deps.allow`: {brief(entry)} is not the name of a package, or a pattern such as "
                 "types-*; versions are not compared",
             )
         found.append(entry)

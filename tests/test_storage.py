@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from py_code_mode.errors import StoreError
+from py_code_mode.errors import ConfigError, StoreError
 from py_code_mode.storage import FileStorage, MemoryStorage, StorageBackend
 
 
@@ -123,3 +123,8 @@ print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_empty_path_is_not_the_current_folder() -> None:
+    with pytest.raises(ConfigError, match=r"`\.` is the current folder"):
+        FileStorage("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,6 +84,22 @@ def test_unreadable_file_is_an_error(tmp_path: Path) -> None:
         ("deps: {allow: ['[a-z]*']}", "not the name of a package"),
         ("tools: {deny: [x]}", "approval rules are not enforced"),
         ("sandbox: 1", "known: deps, executor, policy, timeout"),
+        ("executor: ''", "`executor` must be a name"),
+        ("executor: ' '", "`executor` must be a name"),
+        ("timeout: 0", "above 0"),
+        ("timeout: .nan", "above 0"),
+        ("timeout: .inf", "null for no limit"),
+        ("timeout: yes", "above 0"),
+        ("timeout: 1" + "0" * 400, "a number of 1329 bits"),
+        ("timeout: 1" + "0" * 5000, "is not YAML"),
+        ("timeout: 2024-99-99", "is not YAML"),
+        ("timeout: 5\ntimeout: 9", "'timeout' is given twice, in line 2"),
+        ("policy: {memory: 1GiB, read: [], memory: 9GiB}", "'memory' is given twice"),
+        ("policy: &a {memory: 1GiB, read: [*a]}", "must be a list of paths"),
+        ("? [a, b]\n: 1", "is not YAML"),
+        ("a: " * 5000 + "1", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+        ("timeout: 1 #" + "x" * (1 << 20), "the limit is 1048576"),
     ],
 )
 def test_what_does_not_hold_is_an_error(tmp_path: Path, text: str, reason: str) -> None:
@@ -90,6 +107,27 @@ def test_what_does_not_hold_is_an_error(tmp_path: Path, text: str, reason: str) 
     with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
         read_config(tmp_path)
     assert reason in str(caught.value)
+
+
+def test_yaml_that_grows_as_it_is_shown_is_refused_in_a_few_words(tmp_path: Path) -> None:
+    """The message was made of the whole."""
+    for key in ("timeout", "executor", "policy", "deps"):
+        text = "\n".join([f"{key}:", *(f"- &a{n} [{_aliases(n)}]" for n in range(30))])
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            read_config(tmp_path)
+        assert len(str(caught.value)) < 600
+
+
+def _aliases(number: int) -> str:
+    return ", ".join([f"*a{number - 1}" if number else "x"] * 9)
+
+
+def test_pipe_in_place_of_the_file_is_not_waited_for(tmp_path: Path) -> None:
+    """Every command hung."""
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match="it is no regular file"):
+        read_config(tmp_path)
 
 
 @pytest.fixture

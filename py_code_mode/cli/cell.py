@@ -105,7 +105,12 @@ def _session(
     from py_code_mode.workspace import read_config
 
     storage = FileStorage(place.base)
-    name, options = place.executor_options(read_config(storage.base_path), file)
+    said = read_config(storage.base_path)
+    name, options = place.executor_options(said, file)
+    if name == "in_process" and place.executor is None:
+        say(f"note: {said.path} says `executor: in_process`: the code may do whatever you may")
+    if name == "subprocess" and comeback is None:
+        options["protect"] = "off"  # no run follows that a copy could be kept for
     executor = executor_class(name).from_options(**options)
     if comeback is None:
         session = Session(

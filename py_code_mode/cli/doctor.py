@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import anyio
 import anyio.to_thread
@@ -26,6 +26,9 @@ from py_code_mode.cli.options import Base, Json, workspace
 from py_code_mode.cli.terminal import has_colours, printable, say, show_json, show_text
 from py_code_mode.errors import CodeModeError, UnsandboxedWarning, WorkspaceNotTrusted
 from py_code_mode.execution.executor import Capability
+
+if TYPE_CHECKING:
+    from py_code_mode.environments import Environment
 
 #: Seconds that a package index may take to answer.
 NETWORK_TIMEOUT = 20.0
@@ -72,13 +75,14 @@ def doctor(
 
 
 async def _examine(base: Path, network: bool, quiet: bool) -> list[Check]:
+    used: list[Environment] = []
     steps: list[Callable[[], Awaitable[list[Check]]]] = [
         _blocking(_python),
         _blocking(_uv),
         _blocking(_cache),
         _blocking(_executors),
-        lambda: _worker(quiet),
-        _blocking(layer_checks),
+        lambda: _worker(quiet, used),
+        _blocking(lambda: layer_checks(*used)),
         lambda: _workspace(base, base.is_dir()),
         _blocking(_extras),
     ]
@@ -229,7 +233,8 @@ def _executors() -> Iterator[Check]:
             yield Check(name=f"executor {name}", level="ok", text=f"offers {offers}")
 
 
-async def _worker(quiet: bool) -> list[Check]:
+async def _worker(quiet: bool, used: "list[Environment]") -> list[Check]:
+    """Start one, run something, and add its environment to `used`."""
     from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
     from py_code_mode.session import Session
     from py_code_mode.storage import MemoryStorage
@@ -255,6 +260,7 @@ async def _worker(quiet: bool) -> list[Check]:
         return [Check(name="worker", level="problem", text=text, remedy=remedy)]
     except (CodeModeError, OSError) as error:
         return [Check(name="worker", level="problem", text=str(error), remedy=remedy)]
+    used.append(environment)
     if result.value != 2:
         text = f"1 + 1 gave {result.error or result.value!r}"
         return [Check(name="worker", level="problem", text=text, remedy=remedy)]
@@ -302,14 +308,27 @@ def sandbox_check(isolation: str, holds: frozenset[str]) -> Check:
 _UNNEEDED = ("bubblewrap", "rlimit_processes")
 
 
-def layer_checks() -> Iterator[Check]:
-    """What a sandbox can be built from on this machine, found by trying."""
+def layer_checks(environment: "Environment | None" = None) -> Iterator[Check]:
+    """What a sandbox can be built from on this machine, found by trying.
+
+    Args:
+        environment: that guests run with, which some could not get at.
+    """
+    from py_code_mode.execution.sandbox import out_of_reach
     from py_code_mode.sandbox.probe import probe
 
     found = probe()
     best, *others = found.backends
-    also = f"; also: {', '.join(others)}" if others else ""
-    text = f"{best}{also} (tried in {found.duration * 1e3:,.0f} ms, uid {found.uid})"
+    hidden = {
+        name: reasons[0]
+        for name in others
+        if environment is not None and (reasons := out_of_reach(name, environment))
+    }
+    also = ", ".join(name for name in others if name not in hidden)
+    text = f"{best}{'; also: ' if also else ''}{also}"
+    text += f" (tried in {found.duration * 1e3:,.0f} ms, uid {found.uid})"
+    for name, reason in hidden.items():
+        text += f"; not {name}: {reason}"
     yield Check(name="sandbox backend", level="ok" if best != "none" else "warning", text=text)
     for layer in found.layers:
         name = f"layer {layer.name}"

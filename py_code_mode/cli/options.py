@@ -38,8 +38,8 @@ Figures: TypeAlias = Annotated[
 ]
 Workdir: TypeAlias = Annotated[
     Path | None,
-    option("--workdir", "DIR", "The code's current directory, which it may write to; `.` for this "
-           "one.  [default: a new one, removed at the end]"),
+    option("--workdir", "DIR", "The code's current directory, which it may write to; not one that "
+           "holds the workspace.  [default: a new one, removed at the end]"),
 ]  # fmt: skip
 Sync: TypeAlias = Annotated[
     bool,

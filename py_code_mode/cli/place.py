@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import typer
 
@@ -27,7 +27,7 @@ from py_code_mode.cli.options import (
     workspace,
 )
 from py_code_mode.errors import ConfigError
-from py_code_mode.workspace import WorkspaceConfig
+from py_code_mode.workspace import WorkspaceConfig, check_apart
 
 #: Entries of a script's folder that are shown one by one where it cannot be shown as a whole.
 MAX_ENTRIES: Final = 200
@@ -109,6 +109,9 @@ class Place:
             assert isinstance(given, tuple)
             wanted["read"] = [*given, *shown]
         asked = Policy.from_settings(wanted, source="the options", folder=said.path.parent.parent)
+        for option in ("--read", "--write"):
+            granted = cast("tuple[str | Path, ...]", self.grants.get(_KEYS[option], ()))
+            check_apart(map(Path, granted), said.path.parent, source=option)
         made = said.required_policy(asked)
         assert made is not None
         if self.grants:
@@ -156,7 +159,8 @@ def around(file: Path, base: Path) -> tuple[Path, ...]:
     if not path.is_file() or str(path).startswith(_KERNEL):
         return ()  # a pipe, as of `run <(command)`: its text is all there is
     folder, home = path.parent, Path(os.path.expanduser("~")).resolve()
-    if home.is_relative_to(folder) or str(folder) in (*OWN_FOLDERS, *_COMMON):
+    is_above = any(Path(own).is_relative_to(folder) for own in OWN_FOLDERS)
+    if is_above or home.is_relative_to(folder) or str(folder) in _COMMON:
         return (path,)
     hidden = base.absolute().resolve()
     if folder.is_relative_to(hidden):
@@ -175,7 +179,7 @@ def around(file: Path, base: Path) -> tuple[Path, ...]:
     return tuple(sorted(set(found)))
 
 
-_COMMON: Final = ("/", "/etc", "/var/tmp")
+_COMMON: Final = ("/etc", "/var/tmp")
 _KERNEL: Final = ("/dev/", "/proc/", "/sys/")
 
 

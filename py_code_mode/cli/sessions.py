@@ -19,6 +19,7 @@ from py_code_mode.cli.terminal import complain, say, show_json, show_table, show
 
 if TYPE_CHECKING:
     from py_code_mode.journal import Journal
+    from py_code_mode.journal.loader import Problem
 
 FOLDER = "sessions"
 _FOUND_PROBLEMS = 1
@@ -92,7 +93,7 @@ def read(folder: Path, session_id: str) -> "Journal":
     journal = read_journal(path, on_error="skip", upgrade=migrating(path))
     for problem in journal.problems:
         if not problem.is_accepted:
-            complain(_placed(problem.path, problem.line, problem.offset, problem.reason))
+            complain(_placed(problem))
     return journal
 
 
@@ -125,7 +126,8 @@ def list_(
         (each.session_id, each.status, each.created_at, each.updated_at, each.title or "")
         for each in page.sessions
     ]
-    show_table(columns, rows, f"no sessions in {folder}")
+    readable = "no sessions that can be read" if page.unreadable else "no sessions"
+    show_table(columns, rows, f"{readable} in {folder}")
     if page.cursor is not None:
         say(f"there are more: --cursor {page.cursor}")
 
@@ -223,9 +225,25 @@ def _put_file(path: Path, data: bytes, *, force: bool) -> None:
     """Write a file that is whole at every moment.
 
     Raises:
-        typer.BadParameter: there is one, and it is not to be replaced.
+        typer.BadParameter: there is one, and it is not to be replaced; or what is there is no file.
         OSError: it cannot be written.
     """
+    try:
+        _refuse_others(path)
+        _replace(path, data, force=force)
+    except OSError as error:  # of a name that nobody has asked for
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _refuse_others(path: Path) -> None:
+    """Refuse what has no content that could be replaced: folders, devices, pipes, dead links."""
+    if not os.path.lexists(path) or path.is_file():
+        return
+    kind = "a folder" if path.is_dir() else "no regular file"
+    raise typer.BadParameter(f"{path} is {kind}; give a file", param_hint="--output")
+
+
+def _replace(path: Path, data: bytes, *, force: bool) -> None:
     new = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}")
     try:
         with new.open("xb") as file:
@@ -324,35 +342,52 @@ def check(
     """Read sessions whole and tell what is wrong with them; the exit status is 1 if anything is."""
     from py_code_mode.journal import check_sessions
 
+    folder = sessions(base)
     found = 0
     told: list[dict[str, object]] = []
-    for problem in check_sessions(sessions(base), session_id):
+    for problem in check_sessions(folder, session_id):
         found += 1
         if as_json:
             told.append(problem._asdict())
         else:
-            place = _placed(problem.path, problem.line, problem.offset, problem.reason)
-            show_text(place.replace("\x1b", "\\x1b"))
+            show_text(_placed(problem).replace("\x1b", "\\x1b"))
     if as_json:
         show_json(told)
     elif not found:
-        say("nothing is wrong")
+        say("nothing is wrong" if folder.is_dir() else f"no sessions in {folder}")
     if found:
         raise typer.Exit(_FOUND_PROBLEMS)
 
 
 @app.command()
-def repair(base: Base = None, as_json: Json = False) -> None:
-    """Mend what crashes have left; what is cut off a journal is kept beside it."""
+def repair(
+    session_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="[default: all sessions]", show_default=False),
+    ] = None,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Mend what crashes have left; what is cut off a journal is kept beside it.
+
+    Given an ID, that session goes on without what is damaged further up in its journal.
+    """
     from py_code_mode.journal import repair_sessions
 
-    done = repair_sessions(sessions(base))
+    folder = sessions(base)
+    done = repair_sessions(folder, session_id)
     if as_json:
         cut = {name: str(path) for name, path in done.cut.items()}
         show_json({**asdict(done), "cut": cut})
         return
+    if not folder.is_dir():
+        say(f"no sessions in {folder}")
+        return
     for name in done.closed:
         say(f"closed session {name}")
+    for name, count in done.passed_over.items():
+        where = "one place" if count == 1 else f"{count} places"
+        say(f"session {name} goes on without what is damaged in {where}")
     for name, path in done.cut.items():
         say(f"cut a part of a line off session {name}; it is in {path}")
     for name in done.in_use:
@@ -381,8 +416,11 @@ def prune(
     base: Base = None,
     as_json: Json = False,
 ) -> None:
-    """Remove old sessions; not those that are being written, or that kept ones were forked from."""
-    from py_code_mode.journal import SessionIndex, prune_sessions
+    """Remove old sessions; not those that are being written, or that kept ones were forked from.
+
+    Large values that no session has any more are removed as well, an hour after they were written.
+    """
+    from py_code_mode.journal import SessionIndex, prune_sessions, sweep_blobs
 
     folder = sessions(base)
     removed = [
@@ -394,11 +432,16 @@ def prune(
             folder=folder,
         )
     ]
+    if not dry_run:
+        sweep_blobs(folder)
     if removed and not dry_run:
         with SessionIndex(folder) as index:  # which forgets their text
             index.rebuild()
     if as_json:
         show_json({"dry_run": dry_run, "removed": removed})
+        return
+    if not folder.is_dir():
+        say(f"no sessions in {folder}")
         return
     for name in removed:
         show_text(name)
@@ -415,5 +458,5 @@ def _age(text: str) -> timedelta:
     return timedelta(**{_SPANS[found[2]]: int(found[1])})
 
 
-def _placed(path: str, line: int, offset: int, reason: str) -> str:
-    return f"{path}:{line}:{offset}: {reason}"
+def _placed(problem: "Problem") -> str:
+    return f"{problem.path}:{problem.line}:{problem.offset}: {problem.reason}"

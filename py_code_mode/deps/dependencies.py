@@ -13,7 +13,7 @@ from py_code_mode.errors import RuntimeDepsDisabled
 from py_code_mode.origin import is_as_strong
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from py_code_mode.environments.overlay import Overlay
 
@@ -30,6 +30,8 @@ class Dependencies:
         isolation: of the code that imports the packages; None where nothing is imported.
         extra: wanted besides what the requirements say.
         allow_runtime: whether `add` and `remove` work; `sync` always does.
+        gate: is given the file of the requirements, by its place in the workspace, before they are
+            installed; raises where they may not be.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Dependencies:
         isolation: str | None,
         extra: Sequence[str] = (),
         allow_runtime: bool = True,
+        gate: Callable[[str], None] | None = None,
     ) -> None:
         self._requirements = requirements
         self._overlay = overlay
         self._extra = tuple(extra)
         self._allow_runtime = allow_runtime
         self._isolation = isolation
+        self._gate = gate
 
     async def list(self) -> list[str]:
         """The configured requirements."""
@@ -122,6 +126,8 @@ class Dependencies:
         refused: dict[str, str] = {}
         isolation = self._isolation
         found = self._requirements.origins()  # once: other sessions change the file
+        if found and self._gate is not None:
+            self._gate("requirements.txt")
         for text, origin in found.items():
             if isolation is None or origin is None or is_as_strong(isolation, origin):
                 continue

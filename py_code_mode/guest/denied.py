@@ -24,12 +24,12 @@ _NETWORK_ERRORS = (errno.ENETUNREACH, errno.EAFNOSUPPORT, errno.EHOSTUNREACH, er
                    errno.EADDRNOTAVAIL)  # fmt: skip
 #: Functions of Python that open a connection: an EPERM of theirs is about the network.
 _CONNECTING = frozenset({"connect", "connect_ex", "create_connection", "sock_connect", "sendto"})
-#: A sandbox has these of its own, whatever the host has there.
-_OWN = ("/dev", "/proc", "/sys")
+#: A sandbox has these of its own, and no policy grants what the host has there.
+_KERNELS = ("/dev", "/proc", "/sys")
 #: Folders that nobody should grant for the sake of one file.
 _BROAD = frozenset(
-    {"/", "/boot", "/etc", "/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/usr",
-     "/var"}
+    {"/", "/boot", "/etc", "/home", "/home/user", "/media", "/mnt", "/opt", "/root", "/run",
+     "/srv", "/tmp", "/usr", "/var", "/var/tmp", "/work"}
 )  # fmt: skip
 _PROXY_REFUSAL = "403"
 
@@ -41,7 +41,8 @@ def explain(error: BaseException, facts: Mapping[str, Any]) -> str | None:
 
     Args:
         facts: what the sandbox shows, as plain data. ``visible``: paths that can be read;
-            ``writable``: those that can be written to; ``network``: ``"none"``, ``"open"`` or a
+            ``writable``: those that can be written to; ``own``: folders that can be, and are the
+            session's own, whatever the host has there; ``network``: ``"none"``, ``"open"`` or a
             list of the hosts that can be reached.
     """
     try:
@@ -84,25 +85,76 @@ def _of_file(error: OSError, facts: Mapping[str, Any]) -> str | None:
     named = (error.filename, error.filename2)
     for name in named if named != (None, None) else _named(error):
         path = _absolute(name)
-        if path is None or _is_beneath(path, _OWN):
-            continue
-        if _is_beneath(path, _paths(facts, "writable")):
-            continue  # what is missing there is missing
-        if _is_beneath(path, _paths(facts, "visible")):
-            if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-                return (
-                    f"{path} is read-only in this session's sandbox; a policy with write: "
-                    f"[{_entry(path)}] would make it writable"
-                )
-            continue
-        if _leads_to(path, facts):
-            continue  # a folder on the way to what is shown: only that is in it
-        key = "write" if number == errno.EROFS else "read"
-        return (
-            f"{path} is outside this session's sandbox; a policy with {key}: [{_entry(path)}] "
-            "would allow it, where the host has it"
-        )
+        if path is None:
+            line = _of_relative(name, number, facts)
+        else:
+            line = None if _is_beneath(path, _KERNELS) else _of_path(path, number, facts)
+        if line is not None:
+            return line
     return None
+
+
+def _of_path(path: str, number: int, facts: Mapping[str, Any]) -> str | None:
+    kind, folder = _shown_by(path, facts)
+    if kind == "writable":
+        return None  # what is missing there is missing
+    if kind == "own":
+        if number != errno.ENOENT or path == folder or not _is_shared(folder):
+            return None
+        if _is_beneath(os.getcwd(), (folder,)):
+            return None  # it is what the code calls its own
+        return (
+            f"{folder} is this session's own, whatever the host has there; a policy with read: "
+            f"[{_entry(path)}] would show {path}, where the host has it"
+        )
+    if kind == "visible":
+        if number not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            return None
+        return (
+            f"{path} is read-only in this session's sandbox; a policy with write: "
+            f"[{_entry(path)}] would make it writable"
+        )
+    if _leads_to(path, facts):
+        return None  # a folder on the way to what is shown: only that is in it
+    if _is_beneath(path, ("/tmp",)) and number != errno.ENOENT:
+        return (  # where the session has no /tmp of its own, and may neither read nor write there
+            f"{path} is outside this session's sandbox, whose temporary files are in "
+            f"tempfile.gettempdir(); a policy with read, or write: [{_entry(path)}] would allow "
+            "it, where the host has it"
+        )
+    key = "write" if number == errno.EROFS else "read"
+    return (
+        f"{path} is outside this session's sandbox; a policy with {key}: [{_entry(path)}] "
+        "would allow it, where the host has it"
+    )
+
+
+def _of_relative(name: object, number: int, facts: Mapping[str, Any]) -> str | None:
+    """What is missing in the session's directory may be in the user's, where it is another one."""
+    if not isinstance(name, str) or not name or number != errno.ENOENT or name.startswith("/"):
+        return None
+    here = os.getcwd()
+    if _shown_by(here, facts)[0] != "own":
+        return None
+    return (
+        f"{name} is not in {here}, the session's own directory, where no file of the host is; a "
+        "policy with read: [...] shows one by its full path, and workdir a folder to work in"
+    )
+
+
+def _shown_by(path: str, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """What shows a path, and how: the place that is nearest to it decides."""
+    found = ("", "")
+    for kind in ("own", "visible", "writable"):
+        for folder in _paths(facts, kind):
+            if _is_beneath(path, (folder,)) and len(folder) >= len(found[1]):
+                found = (kind, folder)
+    return found
+
+
+def _is_shared(folder: str) -> bool:
+    """Whether people have files there by this name, which nobody has of a session's own."""
+    return folder in ("/tmp", "/home/user", "/dev/shm", "/work")
 
 
 def _named(error: OSError) -> list[str]:
@@ -130,7 +182,7 @@ def _is_beneath(path: str, folders: tuple[str, ...]) -> bool:
 
 
 def _leads_to(path: str, facts: Mapping[str, Any]) -> bool:
-    shown = (*_paths(facts, "visible"), *_paths(facts, "writable"))
+    shown = [path for kind in ("visible", "writable", "own") for path in _paths(facts, kind)]
     return any(_is_beneath(each, (path,)) for each in shown)
 
 

@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from py_code_mode.errors import ConfigError
+from py_code_mode.errors import ConfigError, brief
 from py_code_mode.sandbox.hosts import HostPattern, is_allowed
 
 Network = Literal["none", "open"] | tuple[HostPattern, ...]
@@ -25,7 +26,15 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(B|[KMGT]i?B)", re.IGNORECASE | re.
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: Variables that choose what code a process loads; nobody passes these on by name.
 _LOADING = re.compile(r"LD_.*|DYLD_.*|PYTHON.*|GLIBC_TUNABLES|GCONV_PATH|BASH_ENV|ENV")
-_FEWEST_FILES = 16  # an interpreter does not start with fewer
+#: Variables by which programs find a proxy.
+_PROXY = re.compile(r"(?:https?|ftp|all|no)_proxy", re.IGNORECASE)
+#: The least of what is counted: an interpreter opens files as it starts, and it and the process
+#: that watches it are two.
+_FEWEST: Mapping[str, int] = MappingProxyType({"open_files": 16, "processes": 2})
+#: The most that a limit can be; one beyond is none, and is said by None.
+MOST_BYTES = 1 << 60
+_MOST_COUNTED = 1 << 30
+_MOST_SECONDS = 1_000_000_000
 #: Bytes of memory without which nothing runs: a worker that has numpy, pandas and pyarrow holds 57
 #: MiB of its own before its first line of code.
 LEAST_MEMORY = 64 << 20
@@ -54,13 +63,15 @@ class Policy:
         read: files and folders of the host that can be read, absolute, without symbolic links.
         write: the same for writing, and therefore reading.
         network: ``none``, ``open``, or the hosts that can be reached.
-        env: names of the host's environment variables that are passed in.
+        env: names of the host's environment variables that are passed in. Where `network` lists
+            hosts, those that name a proxy are refused: a session has one of its own then.
         memory: bytes of memory of the whole session, at least `LEAST_MEMORY`.
         processes: processes and threads at one time, with one of the sandbox's own, and with the
-            copies that keep variables safe.
-        cpu: seconds of processor time of one process.
+            copies that keep variables safe; at least 2.
+        cpu: seconds of processor time of one process, at least 1.
         file_size: bytes of one file, and of one value held in memory for the host.
-        disk: bytes that the session's files may take.
+        disk: bytes that the session's files may take. Where they lie in memory they count as that
+            too, and get three quarters of it at most.
         open_files: descriptors of one process.
         required: the names of the limits that were named; two policies that differ in nothing else
             are equal.
@@ -93,8 +104,13 @@ class Policy:
         file_size: int | str | None = _Default(2 * GIB),
         disk: int | str | None = _Default(2 * GIB),
         open_files: int | None = _Default(1024),
+        required: Iterable[str] | None = None,
     ) -> None:
         """Make a policy; sizes are bytes or texts such as ``"2GiB"``, paths are made absolute.
+
+        Args:
+            required: limits to require that were not named. `dataclasses.replace` names them all,
+                and passes those that were.
 
         Raises:
             ConfigError: a value does not hold.
@@ -106,7 +122,14 @@ class Policy:
         }  # fmt: skip
         for name, value in _checked(given, "policy", Path.cwd()).items():
             object.__setattr__(self, name, value)
-        named = {name for name in _LIMITS if not isinstance(given[name], _Default | None)}
+        self._check_proxies("policy")
+        unnamed = {name for name in _LIMITS if isinstance(given[name], _Default)}
+        if required is not None:  # every limit was passed, with or without a thought
+            usual = Policy.__init__.__kwdefaults__ or {}
+            unnamed = {name for name in _LIMITS if getattr(self, name) == usual[name]}
+            unnamed -= set(required)
+        wanted = set(_LIMITS) - unnamed
+        named = {name for name in wanted if given[name] is not None}
         object.__setattr__(self, "required", frozenset(named))
 
     @classmethod
@@ -121,7 +144,9 @@ class Policy:
         Raises:
             ConfigError: a key is unknown or a value does not hold.
         """
-        return cls()._naming(_checked(_mapping(settings, source), source, folder))
+        made = cls()._naming(_checked(_mapping(settings, source), source, folder))
+        made._check_proxies(source)
+        return made
 
     def strengthened_by(self, settings: object, *, source: str, folder: Path) -> Policy:
         """This policy, made stronger where the mapping is stronger, and never weaker.
@@ -144,6 +169,8 @@ class Policy:
             "env": self.env & other.env,
             "required": self.required | other.required,
         }
+        if isinstance(changes["network"], tuple):
+            changes["env"] = frozenset(word for word in changes["env"] if not _is_proxy(word))
         for name in _LIMITS:
             limit = min(_limit(self, name), _limit(other, name))
             changes[name] = None if limit == math.inf else limit
@@ -193,6 +220,15 @@ class Policy:
             },
         }
 
+    def _check_proxies(self, source: str) -> None:
+        refused = sorted(filter(_is_proxy, self.env))
+        if refused and isinstance(self.network, tuple):
+            raise ConfigError(
+                source,
+                f"`env`: {refused[0]} would take the place of the proxy by which a session reaches "
+                "the hosts in `network`; the host's own proxy is used by that one",
+            )
+
     def _naming(self, wanted: Mapping[str, object]) -> Policy:
         """This policy with what a mapping names; the limits among it are required."""
         kept = self.required - wanted.keys()
@@ -211,7 +247,7 @@ def parse_size(text: object) -> int:
     """Bytes of ``2GiB``, ``500 MB`` (a million each), or a plain number.
 
     Raises:
-        ValueError: it is none of these, or not above 0.
+        ValueError: it is none of these, not above 0, or above `MOST_BYTES`.
     """
     size = 0
     if isinstance(text, int) and not isinstance(text, bool):
@@ -219,14 +255,16 @@ def parse_size(text: object) -> int:
     elif isinstance(text, str):
         found = _SIZE.fullmatch(text.strip())
         if found is None:
-            raise ValueError(f"must be a size such as 2GiB or 500MB, not {text!r}")
-        number, unit = found[1], found[2].upper()
+            raise ValueError(f"must be a size such as 2GiB or 500MB, not {brief(text)}")
+        number, unit = float(found[1]), found[2].upper()
         power = "BKMGT".index(unit[0])
-        size = int(float(number) * (1024 if "I" in unit else 1000) ** power)
+        size = int(min(number, MOST_BYTES + 1) * (1024 if "I" in unit else 1000) ** power)
     else:
-        raise ValueError(f"must be a size such as 2GiB, or null for no limit, not {text!r}")
+        raise ValueError(f"must be a size such as 2GiB, or null for no limit, not {brief(text)}")
     if size <= 0:
-        raise ValueError(f"must be above 0, not {text!r}; null means no limit")
+        raise ValueError(f"must be above 0, not {brief(text)}; null means no limit")
+    if size > MOST_BYTES:
+        raise ValueError(f"must be at most {MOST_BYTES >> 40}TiB, or null for no limit")
     return size
 
 
@@ -272,7 +310,7 @@ def _checked(given: Mapping[str, object], source: str, folder: Path) -> dict[str
             elif name == "cpu":
                 found[name] = _seconds(value)
             else:
-                found[name] = _count(value, _FEWEST_FILES if name == "open_files" else 1)
+                found[name] = _count(value, _FEWEST[name])
         except ValueError as error:
             key = name if source == "policy" else f"policy.{name}"
             raise ConfigError(source, f"`{key}`: {error}") from error
@@ -283,7 +321,7 @@ def _list(value: object, of_what: str) -> list[object]:
     # an iterable object passed in Python is a list; a text is one by accident only
     if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | os.PathLike):
         return list(cast("Iterable[object]", value))
-    raise ValueError(f"must be a list of {of_what}, not {value!r}")
+    raise ValueError(f"must be a list of {of_what}, not {brief(cast('object', value))}")
 
 
 def _paths(value: object, folder: Path, *, is_writing: bool) -> tuple[Path, ...]:
@@ -292,12 +330,12 @@ def _paths(value: object, folder: Path, *, is_writing: bool) -> tuple[Path, ...]
         is_path = isinstance(entry, os.PathLike)
         text = os.fspath(cast("os.PathLike[str]", entry)) if is_path else entry
         if not isinstance(text, str) or not text or "\0" in text:
-            raise ValueError(f"must be a list of paths; {entry!r} is none")
+            raise ValueError(f"must be a list of paths; {brief(entry)} is none")
         try:
             # resolved now, so that a link cannot stand for a place it is not compared by
             path = (folder / Path(text).expanduser()).resolve()
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"{text!r} cannot be resolved: {error}") from error
+            raise ValueError(f"{brief(text)} cannot be resolved: {error}") from error
         if is_writing and path == Path(path.anchor):
             raise ValueError("the whole file system cannot be made writable; name folders")
         if path not in found:
@@ -321,7 +359,7 @@ def _network(value: object) -> Network:
         elif isinstance(entry, str):
             found.add(HostPattern.parse(entry))
         else:
-            raise ValueError(f"must be a list of hosts; {entry!r} is none (put it in quotes?)")
+            raise ValueError(f"must be a list of hosts; {brief(entry)} is none (put it in quotes?)")
     return _simplest(found)
 
 
@@ -338,22 +376,33 @@ def _simplest(patterns: Iterable[HostPattern]) -> Network:
 
 def _variable(word: object) -> str:
     if not isinstance(word, str) or not _VARIABLE.fullmatch(word):
-        raise ValueError(f"must be a list of names of variables; {word!r} is none")
+        raise ValueError(f"must be a list of names of variables; {brief(word)} is none")
     if _LOADING.fullmatch(word):
         raise ValueError(f"{word} chooses what code is loaded and cannot be passed in")
     return word
 
 
+def _is_proxy(word: str) -> bool:
+    return _PROXY.fullmatch(word) is not None
+
+
 def _seconds(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+    is_flag = isinstance(value, bool)
+    if isinstance(value, int | float) and not is_flag and 1 <= value <= _MOST_SECONDS:
         return value
-    raise ValueError(f"must be seconds above 0, or null for no limit, not {value!r}")
+    raise ValueError(
+        f"must be seconds from 1 to {_MOST_SECONDS}, or null for no limit, not {brief(value)}"
+    )
 
 
 def _count(value: object, least: int) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+    is_flag = isinstance(value, bool)
+    if isinstance(value, int) and not is_flag and least <= value <= _MOST_COUNTED:
         return int(value)
-    raise ValueError(f"must be a number from {least}, or null for no limit, not {value!r}")
+    raise ValueError(
+        f"must be a number from {least} to {_MOST_COUNTED}, or null for no limit, not "
+        f"{brief(value)}"
+    )
 
 
 def _limit(policy: Policy, name: str) -> float:

@@ -51,6 +51,9 @@ LAYERS = (
     "rlimit_processes", "memfd_sealing",
 )  # fmt: skip
 
+#: Layers that walls are not built from: without them less is limited, or it is slower.
+_NOT_FOR_WALLS = ("overlayfs", "cgroup_limits", "rlimit_processes", "memfd_sealing")
+
 _REMEDIES = {
     "user_namespace": "allow user namespaces (sysctl user.max_user_namespaces), or install "
     "bubblewrap",
@@ -162,6 +165,13 @@ class Probe:
     @property
     def failures(self) -> tuple[Layer, ...]:
         return tuple(layer for layer in self.layers if not layer.is_ok)
+
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why there are not all of `backends`, in words."""
+        failed = [layer for layer in self.failures if layer.name not in _NOT_FOR_WALLS]
+        gaps = () if "landlock" in self.backends else self.landlock_gaps
+        return (*map(str, failed), *gaps)
 
 
 @functools.cache

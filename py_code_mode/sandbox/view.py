@@ -159,5 +159,12 @@ def _check(path: Path) -> None:
         raise ConfigError(
             "policy", f"{path} cannot be granted: a session has its own; name folders in it"
         )
+    inside = [folder for folder in OWN_FOLDERS if _is_beneath(folder, [str(path)])]
+    if inside:
+        raise ConfigError(
+            "policy",
+            f"{path} cannot be granted as a whole: {inside[0]} in it is the session's own; name "
+            "folders in it",
+        )
     if _is_beneath(str(path), _NEVER):
         raise ConfigError("policy", f"{path} cannot be granted: it is the sandbox's own")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from py_code_mode import Capability, SubprocessExecutor
 from py_code_mode.cli.doctor import layer_checks, sandbox_check
 from py_code_mode.deps import Requirements
+from py_code_mode.environments import Environment
 from py_code_mode.sandbox.probe import LAYERS, Layer, Probe, probe
 from py_code_mode.stores import FileStore
 
@@ -113,3 +115,34 @@ def test_what_sandboxed_code_left_is_told_with_how_to_approve_it(
     done = invoke("doctor", "--no-escapes")
     assert "the requirement cloudpickle>=1 was added by sandboxed code (namespaces)" in done.stdout
     assert "-> py-code-mode deps approve cloudpickle, if you want it" in done.stdout
+
+
+def test_backend_that_could_not_get_at_the_environment_is_not_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was offered, and refused to start."""
+    found = probe()
+    monkeypatch.setattr(
+        "py_code_mode.sandbox.probe.probe",
+        lambda: SimpleNamespace(
+            backends=("namespaces", "landlock"),
+            layers=(),
+            landlock_gaps=(),
+            duration=found.duration,
+            uid=0,
+        ),
+    )
+    monkeypatch.setattr("py_code_mode.execution.sandbox.sandbox_user", lambda: 65534)
+    tmp_path.chmod(0o700)
+    environment = Environment(
+        python=tmp_path / "bin" / "python",
+        version=(3, 11, 2),
+        site_packages=tmp_path,
+        search_path=(),
+        key="",
+    )
+    assert "namespaces; also: landlock (" in next(layer_checks()).text
+    text = next(layer_checks(environment)).text
+    assert "also" not in text
+    assert "not landlock: " in text
+    assert f"{tmp_path}/bin/python cannot be read by user 65534" in text

@@ -71,7 +71,8 @@ def test_processes_that_a_file_starts_find_its_functions(run: Run, here: Path) -
         "        print(pool.map(double, [1, 2]))\n"
     )
     done = run("run", "script.py")
-    assert (done.stdout, done.stderr) == ("[2, 4]\n", "")
+    assert done.stdout == "[2, 4]\n"
+    assert not done.stderr  # that a pipe is left open matters only to runs that follow
 
 
 def test_file_may_declare_its_encoding(run: Run, here: Path) -> None:

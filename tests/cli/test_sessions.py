@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from py_code_mode.journal import SessionIndex, SessionJournal, check_sessions
+from py_code_mode.errors import CorruptRecordError
+from py_code_mode.journal import SessionIndex, SessionJournal, check_sessions, read_journal
 from py_code_mode.journal.records import Run
 
 if TYPE_CHECKING:
@@ -59,8 +60,12 @@ def test_listed_in_pages_the_newest_first(invoke: Invoke, folder: Path) -> None:
 def test_no_sessions_are_no_error(invoke: Invoke, folder: Path) -> None:
     assert invoke("sessions", "list").stderr == f"no sessions in {folder}\n"
     assert invoke("sessions", "search", "x").stderr == "nothing found\n"
-    assert invoke("sessions", "check").stderr == "nothing is wrong\n"
+    for command in ("check", "repair", ["prune", "--older-than", "1d"]):
+        words = [command] if isinstance(command, str) else command
+        assert invoke("sessions", *words).stderr == f"no sessions in {folder}\n"
     assert not folder.exists()
+    folder.mkdir(parents=True)
+    assert invoke("sessions", "check").stderr == "nothing is wrong\n"
 
 
 def test_session_that_cannot_be_read_is_told_beside_the_others(
@@ -143,6 +148,51 @@ def test_file_that_is_there_is_not_replaced_unless_forced(
     assert os.listdir(here) == ["x.md"]
 
 
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder", "dead link"])
+@pytest.mark.parametrize("force", [True, False])
+def test_an_export_replaces_nothing_but_files(
+    invoke: Invoke, folder: Path, here: Path, kind: str, force: bool
+) -> None:
+    # was: --force put a file in the place of /dev/full
+    write(folder, ONE, "x")
+    place = here / "place"
+    match kind:
+        case "device":
+            place = here.parent / "null"
+            place.symlink_to("/dev/null")
+        case "pipe":
+            os.mkfifo(place)
+        case "folder":
+            place.mkdir()
+        case _:
+            place.symlink_to("nowhere")
+    before = os.lstat(place)
+    options = ["--force"] if force else []
+    done = invoke("sessions", "export", ONE, "--output", str(place), *options, status=2)
+    assert "--force" not in done.stderr
+    assert "place" in done.stderr or "null" in done.stderr
+    assert os.lstat(place) == before
+
+
+def test_an_export_that_cannot_be_written_names_the_file_that_was_asked_for(
+    invoke: Invoke, folder: Path, here: Path
+) -> None:
+    write(folder, ONE, "x")
+    done = invoke("sessions", "export", ONE, "--output", "none/x.md", status=2)
+    assert done.stderr.startswith("py-code-mode: none/x.md: ")
+    assert list(here.iterdir()) == []
+
+
+def test_sessions_none_of_which_can_be_read_are_not_said_to_be_none(
+    invoke: Invoke, folder: Path
+) -> None:
+    folder.mkdir(parents=True)
+    (folder / f"{ONE}.jsonl").write_bytes(b"nonsense\n")
+    assert f"no sessions that can be read in {folder}" in invoke("sessions", "list").stderr
+    told = invoke("sessions", "check", status=1).stdout
+    assert told.count(f"{ONE}.jsonl") == 1
+
+
 def test_link_at_the_place_of_an_export_is_not_followed(
     invoke: Invoke, folder: Path, here: Path
 ) -> None:
@@ -187,6 +237,31 @@ def test_repair_says_what_it_did(invoke: Invoke, folder: Path) -> None:
     assert "made the index anew" in done.stderr
     assert json.loads(invoke("sessions", "repair", "--json").stdout)["cut"] == {}
     assert invoke("sessions", "check").stderr == "nothing is wrong\n"
+
+
+def test_a_damaged_session_is_repaired_as_its_error_says(invoke: Invoke, folder: Path) -> None:
+    path = write(folder, ONE, "first", "second")
+    path.write_bytes(path.read_bytes().replace(b"first", b"fIrst", 1))
+    with pytest.raises(CorruptRecordError) as raised:
+        read_journal(path)
+    assert "`py-code-mode sessions repair ID`" in str(raised.value)
+    done = invoke("sessions", "repair", ONE)
+    assert f"session {ONE} goes on without what is damaged in one place" in done.stderr
+    assert len(read_journal(path).runs) == 2
+
+
+def test_pruning_removes_large_values_that_no_session_has(invoke: Invoke, folder: Path) -> None:
+    write(folder, ONE, "x")
+    with SessionJournal.create(folder, TWO) as journal:
+        left = journal.put_blob(b"left by a crash", "text/plain")
+        journal.append(Run(run_id=1, status="ok", value=journal.put_blob(b"named", "text/plain")))
+    for blob in (folder / ".blobs").glob("??/*"):
+        os.utime(blob, (1, 1))
+    invoke("sessions", "prune", "--older-than", "99999d", "--dry-run")
+    assert journal.blobs.has(left)
+    invoke("sessions", "prune", "--older-than", "99999d")
+    assert not journal.blobs.has(left)
+    assert list(check_sessions(folder)) == []
 
 
 def test_pruned_by_age(invoke: Invoke, folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from py_code_mode.cli.main import app
+from py_code_mode.trust import expose, unexpose
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from .conftest import Invoke
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="there are no owners here")
-
-
-@pytest.fixture(autouse=True)
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
 
 
 @pytest.fixture
@@ -91,6 +87,9 @@ def test_nearest_workspace_is_meant(doubted: Path, monkeypatch: pytest.MonkeyPat
     ("arguments", "reason"),
     [
         (["gone"], "is not a folder"),
+        (["file"], "is not a folder"),
+        ([""], "FOLDER: it is empty"),
+        (["--remove", ""], "FOLDER: it is empty"),
         (["--remove", "gone"], "is not trusted"),
         (["--list", "--remove"], "it takes no folder"),
     ],
@@ -99,7 +98,19 @@ def test_what_cannot_be_done_is_told(
     arguments: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert reason in trust(*arguments, status=2).stderr
+
+
+def test_folders_that_sandboxed_code_could_write_to_are_told(tmp_path: Path) -> None:
+    expose([tmp_path], "a session")
+    assert f"sandboxed code can write to {tmp_path}" in trust("--list").stderr
+    unexpose("a session")
+    told = trust("--list")
+    assert f"sandboxed code could write to {tmp_path}" in told.stderr
+    assert told.stdout == ""
+    trust(str(tmp_path))
+    assert "sandboxed code" not in trust("--list").stderr
 
 
 def test_doctor_tells_of_a_doubted_workspace(invoke: Invoke, doubted: Path) -> None:

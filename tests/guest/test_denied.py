@@ -13,10 +13,12 @@ from py_code_mode.guest.denied import MAX_LINE, explain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 CLOSED: Mapping[str, Any] = {
-    "visible": ["/usr", "/lib", "/srv/shown/deep"],
-    "writable": ["/work", "/tmp", "/home/user", "/dev/shm"],
+    "visible": ["/usr", "/lib", "/srv/shown/deep", "/tmp/shown"],
+    "writable": ["/tmp/shown/out"],
+    "own": ["/work", "/tmp", "/home/user", "/dev/shm"],
     "network": "none",
 }
 LISTED = {**CLOSED, "network": ["api.github.com", "*.wikipedia.org:443"]}
@@ -56,7 +58,8 @@ def test_path_outside_names_the_entry(path: str, entry: str, number: int) -> Non
     "error",
     [
         os_error(errno.ENOENT, "/usr/share/missing"),
-        os_error(errno.ENOENT, "/work/missing.csv"),
+        os_error(errno.ENOENT, "/tmp/shown/missing.csv"),
+        os_error(errno.EACCES, "/tmp/shown/out/mine"),
         os_error(errno.EACCES, "/tmp/mine"),
         os_error(errno.ENOENT, "relative.csv"),
         os_error(errno.ENOENT, "/srv"),  # on the way to what is shown
@@ -72,8 +75,58 @@ def test_path_outside_names_the_entry(path: str, entry: str, number: int) -> Non
         OSError(),
     ],
 )
-def test_what_the_sandbox_did_not_refuse_is_not_explained(error: Exception) -> None:
+def test_what_the_sandbox_did_not_refuse_is_not_explained(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/usr")
     assert explain(error, CLOSED) is None
+
+
+@pytest.mark.parametrize("path", ["/tmp/x.csv", "/work/x.csv", "/home/user/x.csv", "/tmp/a/b.csv"])
+def test_folders_of_the_sessions_own_are_told_from_the_hosts(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/usr")
+    line = explain(os_error(errno.ENOENT, path), CLOSED)
+    assert line is not None
+    assert "is this session's own, whatever the host has there; a policy with read: [" in line
+    assert f"would show {path}, where" in line
+    assert "[/tmp]" not in line
+
+
+def test_what_is_missing_where_the_code_works_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    facts = {**CLOSED, "own": [str(tmp_path)]}
+    assert explain(os_error(errno.ENOENT, str(tmp_path / "x.csv")), facts) is None
+
+
+def test_what_is_nearest_to_a_path_decides() -> None:
+    """All below /tmp was taken for the session's own."""
+    line = explain(os_error(errno.EROFS, "/tmp/shown/new.csv"), CLOSED)
+    assert "read-only" in (line or "")
+    assert "write: [/tmp/shown]" in (line or "")
+
+
+def test_name_in_the_sessions_own_directory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = os_error(errno.ENOENT, "data.csv")
+    line = explain(error, {**CLOSED, "own": [str(tmp_path)]}) or ""
+    assert f"data.csv is not in {tmp_path}, the session's own directory" in line
+    given = {**CLOSED, "own": [str(tmp_path.parent)], "writable": [str(tmp_path)]}
+    assert explain(error, given) is None
+
+
+def test_file_in_the_hosts_folder_of_temporary_ones_names_the_sessions() -> None:
+    """A policy with the whole of /tmp was advised, which none can have."""
+    facts = {**CLOSED, "own": ["/tmp/session/work"]}
+    line = explain(os_error(errno.EACCES, "/tmp/g"), facts) or ""
+    assert "temporary files are in tempfile.gettempdir()" in line
+    assert "[/tmp/g]" in line
+    assert explain(os_error(errno.EACCES, "/tmp/session/work/tmp/g"), facts) is None
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
@@ -115,7 +168,7 @@ def test_raw_sockets_are_allowed_by_no_entry(kind: int, is_told: bool) -> None:
 
 
 def test_second_path_is_looked_at() -> None:
-    line = explain(os_error(errno.ENOENT, "/work/a", "/data/b"), CLOSED)
+    line = explain(os_error(errno.ENOENT, "/tmp/shown/a", "/data/b"), CLOSED)
     assert line is not None
     assert "/data/b is outside" in line
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,17 @@ def test_an_unknown_key_is_refused_with_the_nearest(key: object, near: str) -> N
         "memory: 0",
         "memory: yes",
         "processes: 0",
+        "processes: 1",
+        "processes: 1" + "0" * 400,
+        "memory: 1" + "0" * 400,
+        "memory: 1" + "0" * 400 + "GiB",
+        "memory: 2097152TiB",
+        "file_size: 18446744073709551616",
+        "disk: 1152921504606846977",
+        "open_files: 1e300",
+        "cpu: 1.0e+300",
+        "cpu: 1" + "0" * 400,
+        "cpu: 0.001",
         "processes: 1.5",
         "processes: many",
         "open_files: 3",
@@ -135,6 +147,47 @@ def test_a_value_that_does_not_hold_is_refused_and_named(text: str) -> None:
         Policy.from_settings(settings, source=FILE, folder=Path("/"))
     assert f"`policy.{next(iter(settings))}`" in str(caught.value)
     assert str(caught.value).startswith(FILE)
+
+
+def test_a_value_that_is_large_is_shown_short() -> None:
+    bomb: list[object] = ["x" * 1000]
+    for _ in range(40):
+        bomb = [bomb, bomb, bomb]
+    for name in ("read", "write", "network", "env", "memory", "cpu", "processes"):
+        with pytest.raises(ConfigError) as caught:
+            Policy.from_settings({name: [bomb]}, source=FILE, folder=Path("/"))
+        assert len(str(caught.value)) < 400
+    with pytest.raises(ConfigError) as caught:
+        Policy(memory=10**9999)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy", "No_Proxy", "ALL_PROXY"])
+def test_a_proxy_takes_not_the_place_of_the_sessions_own(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} would take the place of the proxy"):
+        Policy(network=["example.org"], env=[name])
+    settings: dict[str, object] = {"network": ["example.org"], "env": ["LANG", name]}
+    with pytest.raises(ConfigError, match=name) as caught:
+        Policy.from_settings(settings, source=FILE, folder=Path("/"))
+    assert caught.value.source == FILE
+    opened = Policy(network="open", env=["LANG", name])
+    assert opened.env == {"LANG", name}
+    stronger = {"network": ["example.org"]}
+    made = opened.strengthened_by(stronger, source=FILE, folder=Path("/"))
+    assert made.env == {"LANG"}
+
+
+def test_a_policy_is_altered_as_data_is(tmp_path: Path) -> None:
+    """It was a TypeError."""
+    policy = Policy(read=[tmp_path], memory="1GiB", network=["example.org"])
+    changed = replace(policy, network="none")
+    assert changed == Policy(read=[tmp_path], memory="1GiB")
+    assert changed.required == policy.required == {"memory"}
+    assert replace(policy, disk="1GiB").required == {"memory", "disk"}
+    assert replace(policy, memory=None).required == set()
+    assert replace(Policy()).required == set()
+    with pytest.raises(ConfigError):
+        replace(policy, memory="1")
 
 
 def test_a_policy_that_is_no_mapping_is_refused() -> None:

@@ -39,6 +39,12 @@ def test_what_is_granted_is_shown_with_its_owner(tmp_path: Path) -> None:
     assert view.owners[str(read)] == (os.getuid(), read.stat().st_gid)
 
 
+def test_a_folder_above_what_a_session_has_of_its_own_is_refused() -> None:
+    """`/home` failed as it was mounted."""
+    with pytest.raises(ConfigError, match="/home/user in it is the session's own; name folders"):
+        view_of([], Policy(read=["/home"]))
+
+
 def test_a_folder_to_work_in_can_be_written(tmp_path: Path) -> None:
     assert places(view_of([], Policy(), tmp_path))[str(tmp_path)] is True
 

@@ -21,7 +21,7 @@ from py_code_mode.sandbox.egress.stream import Stream
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from anyio.abc import TaskGroup
 
@@ -49,19 +49,21 @@ _PASSING = frozenset(
     }
 )  # fmt: skip
 
-_LOCAL = "localhost,127.0.0.1,::1"
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
-def guest_variables(port: int) -> dict[str, str]:
+def guest_variables(port: int, network: Iterable[HostPattern] = ()) -> dict[str, str]:
     """The environment variables by which the guest's programs find the proxy.
 
     There is no ``ALL_PROXY``: it would send what is neither http nor https here, where such a
     program gets a less clear answer than from having no network. Servers that the guest itself
-    runs are reached directly; for a granted service on the *host's* loopback a program must name
-    the proxy itself.
+    runs are reached directly, but for a name of the loopback that the policy lists: by that one
+    clients reach what listens on the *host's*.
     """
     proxy = f"http://127.0.0.1:{port}"
-    variables = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": _LOCAL}
+    listed = {pattern.host for pattern in network}
+    direct = ",".join(name for name in _LOCAL if name not in listed)
+    variables = {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": direct}
     return variables | {name.upper(): value for name, value in variables.items()}
 
 
