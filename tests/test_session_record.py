@@ -20,6 +20,7 @@ from py_code_mode import (
     FileStorage,
     InProcessExecutor,
     MemoryStorage,
+    Policy,
     Session,
     SessionClosed,
     SubprocessConfig,
@@ -32,12 +33,23 @@ from py_code_mode.errors import (
     SessionLockedError,
     SessionNotFoundError,
     StateNotTrusted,
+    WorkspaceNotTrusted,
 )
 from py_code_mode.execution.executor import RunOutcome
+from py_code_mode.journal.journal import SessionJournal
 from py_code_mode.journal.loader import Journal, read_journal
+from py_code_mode.journal.records import Event
+from py_code_mode.journal.upkeep import check_sessions, fork_session
 from py_code_mode.testing import FakeExecutor
 
-from .session_executors import WORKERS, NewExecutor, plain, sandboxed, with_copies
+from .session_executors import (
+    WORKERS,
+    NewExecutor,
+    cancel_at_first_output,
+    plain,
+    sandboxed,
+    with_copies,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -136,8 +148,8 @@ async def test_intent_is_written_before_the_run_executes(storage: FileStorage) -
 
 async def test_a_cancelled_run_is_on_record(storage: FileStorage) -> None:
     async with Session(storage, plain()) as session:
-        with anyio.move_on_after(0.3):
-            await session.run("while True: pass")
+        with anyio.fail_after(TIMEOUT):
+            await cancel_at_first_output(session, "print(1, flush=True)\nwhile True: pass")
         await session.run("1")
         assert [run.status for run in journal_of(storage, session).runs] == ["cancelled", "ok"]
 
@@ -446,6 +458,163 @@ async def test_a_long_session_saves_its_variables_now_and_then(
         assert [state.at_run for state in journal_of(storage, session).saved_states] == [1, 2, 3]
 
 
+def blobs_of(storage: FileStorage) -> int:
+    """Bytes of all large values on record."""
+    folder = storage.base_path / "sessions" / ".blobs"
+    return sum(path.stat().st_size for path in folder.glob("??/*"))
+
+
+LARGE = 1_000_000  # bytes of a variable
+
+
+async def test_saving_again_and_again_keeps_one_copy_of_the_variables(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "SAVE_AFTER", 0.0)
+    session = Session(storage)
+    await session.start()
+    for number in range(5):
+        await session.run(f"import os; x, n = os.urandom({LARGE}), {number}")
+        assert blobs_of(storage) < 1.5 * LARGE
+    await session.close()
+    for number in range(3):  # and each time it is taken up
+        async with resume(storage, session, InProcessExecutor()) as again:
+            assert again.resumed is not None
+            assert again.resumed.replayed == ()
+            assert await value(again, "len(x), n") == (LARGE, 4 + number)
+            await again.run(f"x, n = os.urandom({LARGE}), n + 1")
+        assert blobs_of(storage) < 1.5 * LARGE
+    assert list(check_sessions(storage.base_path / "sessions")) == []
+
+
+@with_copies
+async def test_the_variables_of_an_open_checkpoint_stay_saved(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "SAVE_AFTER", 0.0)
+    async with Session(storage, sandboxed()) as session:
+        await session.run("x = 1")
+        with await session.checkpoint() as checkpoint:
+            for number in range(2, 5):
+                await session.run(f"x = {number}")
+            await session.rollback(checkpoint)
+            monkeypatch.setattr(recorder_module, "SAVE_LIMIT", 0)  # and then it is killed
+            await session.close()
+    async with resume(storage, session, sandboxed()) as again:
+        assert again.resumed is not None
+        assert (again.resumed.replayed, again.resumed.at_run) == ((), 1)
+        assert await value(again, "x") == 1
+
+
+async def test_a_session_forked_by_reference_keeps_the_variables_of_its_origin(
+    storage: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "SAVE_AFTER", 0.0)
+    folder = storage.base_path / "sessions"
+    async with Session(storage) as session:
+        await session.run("x = 1")
+        await session.run("x = 2")
+        early, late = (fork_session(folder, session.id, at=run) for run in (1, 2))
+        await session.run("x = 3")
+        await session.run("x = 4")
+    expected = {early: ((1,), 1), late: ((), 2)}  # the first one's had gone before
+    for name, (replayed, x) in expected.items():
+        async with Session.resume(name, storage=storage) as again:
+            assert again.resumed is not None
+            assert again.resumed.replayed == replayed
+            assert await value(again, "x") == x
+            await again.put("own", 5)
+        async with Session.resume(name, storage=storage) as again:
+            assert await value(again, "x, own") == (x, 5)
+    assert list(check_sessions(folder)) == []
+
+
+async def test_a_put_into_a_fork_is_bound_though_its_origin_has_more_records(
+    storage: FileStorage,
+) -> None:
+    async with Session(storage) as session:
+        for _ in range(5):
+            await session.run("x = 1")
+    fork = fork_session(storage.base_path / "sessions", session.id)
+    journal = SessionJournal.reopen(storage.base_path / "sessions", fork)
+    data = {"name": "own", "value": 5, "overwrite": False}
+    journal.append(Event(kind="put", run_id=5, data=data))
+    journal.close()
+    async with Session.resume(fork, storage=storage) as again:
+        assert await value(again, "own") == 5
+
+
+# -- handles
+
+
+@pytest.mark.parametrize("mode", ["restore", "replay"])
+async def test_handles_that_host_and_guest_put_and_delete_come_back(
+    storage: FileStorage, new_executor: NewExecutor, mode: Any
+) -> None:
+    told = {"n": {"description": "how many"}}
+    async with Session(storage, new_executor()) as session:
+        await session.put("variable", 1)
+        await session.put("gone", 2)
+        session.handles.put("only_here", [1, 2], semantics=told)
+        session.handles.put("gone_too", 3)
+        await session.run("handles.put('of_guest', 4); handles.put('brief', 5)")
+        session.handles.delete("gone")
+        session.handles.delete("gone_too")
+        session.handles.put("only_here", [3], overwrite=True, semantics=told)
+        await session.run("handles.delete('brief')")
+        session.handles.put("late", 6)
+        names = sorted(session.handles.handle_names())
+    assert names == ["late", "of_guest", "only_here", "variable"]
+    async with resume(storage, session, new_executor(), mode=mode) as again:
+        assert sorted(again.handles.handle_names()) == names
+        kept = {name: again.handles.get(name) for name in names}
+        assert kept == {"late": 6, "of_guest": 4, "only_here": [3], "variable": 1}
+        assert again.handles.info("only_here").semantics == told
+        assert await value(again, "handles['only_here'], variable") == ([3], 1)
+        assert not await value(again, "'only_here' in globals() or 'late' in globals()")
+    async with resume(storage, session, new_executor(), mode=mode) as again:
+        assert sorted(again.handles.handle_names()) == names
+    events = [event for event in journal_of(storage, session).events if event.kind != "resume"]
+    assert len(events) == 11  # nothing is told twice
+
+
+async def test_a_name_that_was_deleted_and_put_again_comes_back_once(storage: FileStorage) -> None:
+    async with Session(storage) as session:
+        session.handles.put("x", 1)
+        await session.flush()
+        session.handles.delete("x")
+        session.handles.put("x", 2)
+        await session.put("y", 1)
+        await session.run("1")
+        session.handles.delete("y")
+        await session.put("y", 2)
+    async with resume(storage, session, InProcessExecutor()) as again:
+        assert sorted(again.handles.handle_names()) == ["x", "y"]
+        assert (again.handles.get("x"), again.handles.get("y")) == (2, 2)
+
+
+async def test_a_deletion_is_on_record_with_the_next_flush(storage: FileStorage) -> None:
+    async with Session(storage) as session:
+        await session.put("x", 1)
+        session.handles.delete("x")
+        await session.flush()
+        events = journal_of(storage, session).events
+        assert [(event.kind, event.data["name"]) for event in events] == [
+            ("put", "x"),
+            ("delete", "x"),
+        ]
+
+
+@with_copies
+async def test_a_fork_has_the_handles_of_its_origin_on_record(storage: FileStorage) -> None:
+    async with Session(storage, sandboxed()) as session:
+        session.handles.put("x", 1)
+        async with await session.fork() as branch:
+            branch.handles.put("y", 2)
+    async with resume(storage, branch, sandboxed()) as again:
+        assert sorted(again.handles.handle_names()) == ["x", "y"]
+
+
 # -- odd orders, bad luck
 
 
@@ -504,13 +673,15 @@ async def test_a_run_that_the_close_interrupts_is_on_record_as_cancelled(
 
 @with_copies
 async def test_a_cancelled_run_that_was_undone_undoes_no_other(storage: FileStorage) -> None:
-    hang = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+    hang = (
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "print(1, flush=True)\nwhile True: pass"
+    )
     always = SubprocessExecutor(SubprocessConfig(backend="namespaces", protect="always"))
     async with Session(storage, always) as session:
         await value(session, "x = 1")
         with anyio.fail_after(TIMEOUT):
-            with anyio.move_on_after(0.3):
-                await session.run(hang)
+            await cancel_at_first_output(session, hang)
         assert session.state == "restored"
         assert [run.run_id for run in journal_of(storage, session).live_line] == [1]
         assert await value(session, "x") == 1
@@ -767,6 +938,85 @@ async def test_a_folder_of_sessions_that_is_none_is_said(storage: FileStorage, k
         assert (result.value, result.recorded) == (1, False)
         assert any("not recorded" in note for note in result.notes)
     with pytest.raises(PersistenceError):
+        await Session(storage, record=True).start()
+
+
+async def test_a_link_of_the_users_own_is_followed(storage: FileStorage, tmp_path: Path) -> None:
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    (storage.base_path / "sessions").symlink_to(place)
+    async with Session(storage) as session:
+        assert (await session.run("x = 1")).recorded
+    assert (place / f"{session.id}.jsonl").is_file()
+    async with resume(storage, session, InProcessExecutor()) as again:
+        assert await value(again, "x") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a link to somebody else")
+async def test_a_link_of_another_users_is_not_followed(
+    storage: FileStorage, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = storage.base_path / "sessions"
+    link.symlink_to(tmp_path / "elsewhere")
+    os.chown(link, 12345, 12345, follow_symlinks=False)
+    async with Session(storage) as session:
+        result = await session.run("1")
+        assert (result.value, result.recorded) == (1, False)
+        assert any("12345" in note for note in result.notes)
+    with pytest.raises(WorkspaceNotTrusted):
+        await Session(storage, record=True).start()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+PLANT = """
+import os, pathlib
+base, elsewhere = pathlib.Path({base!r}), {elsewhere!r}
+base.mkdir(exist_ok=True)
+os.symlink(elsewhere, base / "sessions")
+"""
+
+
+@with_copies
+async def test_what_sandboxed_code_plants_is_neither_followed_nor_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    own, elsewhere, place = (tmp_path / name for name in ("own", "elsewhere", "place"))
+    for folder in (own, elsewhere, place):
+        folder.mkdir(mode=0o777)
+        folder.chmod(0o777)
+    async with Session(FileStorage(elsewhere)) as victim:
+        await victim.run("x = 1")
+    before = sorted(elsewhere.rglob("*"))
+    storage = FileStorage(place / "base")
+    config = SubprocessConfig(backend="namespaces", policy=Policy(write=(place,)))
+    with pytest.raises(WorkspaceNotTrusted):
+        await Session(storage, SubprocessExecutor(config), record=True).start()
+    async with Session(storage, SubprocessExecutor(config)) as session:
+        code = PLANT.format(base=str(place / "base"), elsewhere=str(elsewhere / "sessions"))
+        result = await session.run(code)
+        assert result.is_ok, result.failure
+    async with Session(storage) as after:
+        result = await after.run("1")
+        assert (result.value, result.recorded) == (1, False)
+        assert any("sandboxed code" in note for note in result.notes)
+    with pytest.raises(WorkspaceNotTrusted):
+        await resume(storage, victim, InProcessExecutor()).start()
+    assert sorted(elsewhere.rglob("*")) == before
+
+
+async def test_a_record_of_trust_that_cannot_be_read_keeps_no_session_from_running(
+    storage: FileStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "py-code-mode").mkdir(mode=0o700)
+    (tmp_path / "py-code-mode" / "trusted.json").write_text("nonsense")
+    async with Session(storage) as session:
+        result = await session.run("1")
+        assert (result.value, result.recorded) == (1, False)
+        assert any("trusted.json" in note for note in result.notes)
+    with pytest.raises(ConfigError):
         await Session(storage, record=True).start()
 
 

@@ -5,8 +5,9 @@ The public names; each is imported when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from py_code_mode.guest.imports import lazily
 
 if TYPE_CHECKING:
     from py_code_mode.errors import (
@@ -96,7 +97,13 @@ if TYPE_CHECKING:
         ToolCallRecord,
         TurnRecord,
     )
-    from py_code_mode.journal.upkeep import Repair, check_sessions, fork_session, repair_sessions
+    from py_code_mode.journal.upkeep import (
+        Repair,
+        check_sessions,
+        fork_session,
+        repair_sessions,
+        sweep_blobs,
+    )
 
 _HOME = {
     "AgentTransitionRecord": "py_code_mode.journal.turns",
@@ -176,6 +183,7 @@ _HOME = {
     "session_partial_file": "py_code_mode.journal.paths",
     "sessions_dir": "py_code_mode.journal.paths",
     "set_max_entries": "py_code_mode.journal.cache",
+    "sweep_blobs": "py_code_mode.journal.upkeep",
     "to_html": "py_code_mode.journal.export",
     "to_json": "py_code_mode.journal.export",
     "to_markdown": "py_code_mode.journal.export",
@@ -261,6 +269,7 @@ __all__ = [
     "session_partial_file",
     "sessions_dir",
     "set_max_entries",
+    "sweep_blobs",
     "to_html",
     "to_json",
     "to_markdown",
@@ -268,15 +277,4 @@ __all__ = [
     "validate_acyclic",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOME)

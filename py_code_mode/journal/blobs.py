@@ -2,6 +2,10 @@
 
 A blob is written whole or not at all, the same content once, and checked whenever it is read.
 A sweep removes those that no journal names; one that somebody is about to name is never removed.
+
+Whoever made a blob may remove it again without a look at all journals (`BlobStore.release`), as
+long as nobody else has put the same content: every `put` of what is there already sets the file's
+time, so that it differs from the stamp that its maker gave it.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import random
 import re
 import stat as modes
 import time
@@ -22,9 +27,9 @@ from py_code_mode.journal.records import Tagged
 from py_code_mode.stores.files import DISK, FileSystem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
-__all__ = ["GRACE", "MAX_BLOB", "BlobMissing", "BlobStore", "is_ref", "refs_in"]
+__all__ = ["GRACE", "MAX_BLOB", "BlobMissing", "BlobStore", "is_ref", "refs_in", "stamps_in"]
 
 #: Seconds for which a sweep leaves a new blob alone, should a clock be set back.
 GRACE = 3600.0
@@ -36,6 +41,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NEW = ".new-"
 _LOCK = ".lock"
 _BLOCK = 1 << 20
+#: Seconds that `release` waits for those who are putting blobs, and between two looks.
+_PATIENCE, _PAUSE = 1.0, 0.005
 
 
 class BlobMissing(PersistenceError):
@@ -82,11 +89,14 @@ class BlobStore:
         media_type: str = "application/json",
         *,
         snapshot: object = None,
+        stamps: Mapping[str, int] | None = None,
     ) -> Tagged:
         """Store the bytes, durably, and return the reference that stands for them in a record.
 
         Args:
             snapshot: what the reference shall tell of the content by itself.
+            stamps: those that the caller has been given, by digest. Where this is a mapping, the
+                reference has a ``stamp`` if the caller alone has put this content.
 
         Raises:
             LogFull: there is no room.
@@ -99,18 +109,17 @@ class BlobStore:
             name = digest[2:]
             folder = self._subfolder(base, digest[:2])
             try:
-                try:
-                    # Also a sign for sweeps that somebody needs it from now on.
-                    self._files.touch(name, folder=folder)
-                    is_there = self._files.stat(name, folder=folder).st_size == view.nbytes
-                except FileNotFoundError:
-                    is_there = False
-                if not is_there:
-                    self._write(folder, name, view)
+                stamp = None if stamps is None else stamps.get(digest)
+                if stamp is None or not self._is_stamped(folder, name, stamp):
+                    stamp = None
+                    if not self._is_renewed(folder, name, view.nbytes):
+                        stamp = self._write(folder, name, view, is_stamped=stamps is not None)
             finally:
                 self._files.close(folder)
         reference: dict[str, Any] = {"$blob": _PREFIX + digest, "size": view.nbytes}
         reference["media_type"] = media_type
+        if stamp is not None:
+            reference["stamp"] = stamp
         if snapshot is not None:
             reference["snapshot"] = snapshot
         return Tagged(reference)
@@ -149,6 +158,30 @@ class BlobStore:
         if hashlib.sha256(data).hexdigest() != digest:
             raise CorruptRecordError(str(path), None, 0, "the blob is not what was written")
         return data
+
+    def release(self, stamps: Mapping[str, int]) -> list[str]:
+        """Remove blobs that the caller made and no longer names; returns the digests of those gone.
+
+        One that somebody else has put meanwhile stays. Bounded: where others are putting blobs all
+        the while nothing is removed, and a later sweep does it.
+
+        Args:
+            stamps: by digest, as `put` gave them.
+        """
+        removed: list[str] = []
+        if not stamps or not self.folder.is_dir():
+            return removed
+        with self._opened(makes=False) as base, self._locked_soon(base) as is_locked:
+            for digest, stamp in stamps.items() if is_locked else ():
+                with suppress(FileNotFoundError):
+                    folder = self._files.open_folder(digest[:2], folder=base)
+                    try:
+                        if self._is_stamped(folder, digest[2:], stamp):
+                            self._files.unlink(digest[2:], folder=folder)
+                            removed.append(digest)
+                    finally:
+                        self._files.close(folder)
+        return removed
 
     def has(self, reference: str | dict[str, Any]) -> bool:
         """Whether there is a file for it; its content is not looked at."""
@@ -206,9 +239,26 @@ class BlobStore:
             self._files.close(folder)
         return removed
 
-    def _write(self, folder: int, name: str, view: memoryview) -> None:
+    def _is_stamped(self, folder: int, name: str, stamp: int) -> bool:
+        """Whether nobody has put it since it got this stamp."""
+        try:
+            return self._files.stat(name, folder=folder).st_mtime_ns == stamp
+        except FileNotFoundError:
+            return False
+
+    def _is_renewed(self, folder: int, name: str, size: int) -> bool:
+        """Whether it is there; sweeps, and who made it, see that somebody needs it from now on."""
+        try:
+            self._files.touch(name, folder=folder)
+            return self._files.stat(name, folder=folder).st_size == size
+        except FileNotFoundError:
+            return False
+
+    def _write(self, folder: int, name: str, view: memoryview, *, is_stamped: bool) -> int | None:
+        """Write a blob; gives its stamp where this made it, and the system can tell."""
         new = _NEW + os.urandom(8).hex()
         files = self._files
+        stamp: int | None = None
         file = files.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, folder=folder)
         try:
             try:
@@ -217,15 +267,36 @@ class BlobStore:
                         view = view[files.write(file, view) :]
                     except InterruptedError:
                         continue
+                if is_stamped:
+                    stamp = self._stamped(file)
                 files.fsync(file)
             finally:
                 files.close(file)
-            files.rename(new, name, folder=folder)
+            if stamp is None or not self._is_first(folder, new, name):
+                stamp = None
+                files.rename(new, name, folder=folder)
             files.fsync(folder)
+            return stamp
         except BaseException:
             with suppress(OSError):  # the first error tells more
                 files.unlink(new, folder=folder)
             raise
+
+    def _stamped(self, file: int) -> int | None:
+        # Not a time that the system gives by itself: those are of its clock's ticks.
+        stamp = time.time_ns() - random.randrange(1, 1_000_000)
+        self._files.date(file, stamp)
+        # None where the system keeps times less exactly.
+        return stamp if self._files.fstat(file).st_mtime_ns == stamp else None
+
+    def _is_first(self, folder: int, new: str, name: str) -> bool:
+        """Give a new file its name, unless there is one; two who try know which of them made it."""
+        try:
+            self._files.link(new, name, folder=folder)
+        except OSError:  # there is one, or a file has one name only on this system
+            return False
+        self._files.unlink(new, folder=folder)
+        return True
 
     def _subfolder(self, base: int, name: str) -> int:
         try:
@@ -273,6 +344,26 @@ class BlobStore:
                 self._files.unlock(file)
             self._files.close(file)
 
+    @contextmanager
+    def _locked_soon(self, base: int) -> Generator[bool, None, None]:
+        """The lock, alone; gives False where it cannot be had in `_PATIENCE`."""
+        file = self._files.open(_LOCK, os.O_RDWR | os.O_CREAT, folder=base)
+        is_locked, until = False, time.monotonic() + _PATIENCE
+        try:
+            while not is_locked:
+                try:
+                    self._files.lock(file)
+                    is_locked = True
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        break
+                    time.sleep(_PAUSE)
+            yield is_locked
+        finally:
+            with suppress(OSError):
+                self._files.unlock(file)
+            self._files.close(file)
+
     def _digest(self, reference: object) -> str:
         found: object = reference
         if isinstance(reference, dict):
@@ -288,6 +379,16 @@ class BlobStore:
 def is_ref(value: object) -> TypeGuard[dict[str, Any]]:
     """Whether a value of a record is a reference to a blob."""
     return isinstance(value, dict) and "$blob" in value
+
+
+def stamps_in(references: Iterable[object]) -> dict[str, int]:
+    """The stamps of references that have one, by digest; see `BlobStore.release`."""
+    return {
+        digest: stamp
+        for reference in references
+        if is_ref(reference) and type(stamp := reference.get("stamp")) is int
+        for digest in refs_in(reference)
+    }
 
 
 def refs_in(tree: object) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 Promises: nothing out of date is given out, however coarse the clock of the file system is; a hit
 on a file that has aged costs one `os.stat`; a file is parsed once for all who wait for it, and
-where it grew, only what is new is. The sessions it gives are frozen, and shared by all who ask.
+where it grew, only what is new is. The sessions it gives are frozen, and shared by all who ask:
+nobody can change what others get.
 
 This holds *recorded* sessions, as text. It is not `py_code_mode.handles.SessionCache`, which holds
 the live values of a running one.
@@ -18,6 +19,7 @@ import zlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
+from py_code_mode.arguments import check_type
 from py_code_mode.journal.parsed import ParsedSession, parse_session
 from py_code_mode.stores.log import Signature, signature_of
 
@@ -364,6 +366,7 @@ class StatCache(Generic[V]):
 
 
 def _bound(max_entries: int) -> int:
+    check_type("set_max_entries", "max_entries", max_entries, int)
     if max_entries < 0:
         raise ValueError(f"max_entries must be non-negative, got {max_entries}")
     return max_entries

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from py_code_mode.arguments import check_type
 from py_code_mode.journal.ids import new_session_id
 from py_code_mode.journal.lineage import LineageKind
 
@@ -34,6 +35,10 @@ class ChunkRow(Struct, frozen=True):
 
     kind: ChunkKind
     payload: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_type("ChunkRow", "kind", self.kind, ChunkKind)
+        check_type("ChunkRow", "payload", self.payload, dict)
 
     @classmethod
     def system(cls, text: str) -> Self:

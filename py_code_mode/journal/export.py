@@ -16,15 +16,17 @@ import keyword
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from py_code_mode.arguments import check_type
 from py_code_mode.errors import CodeModeError
 from py_code_mode.journal import records
 from py_code_mode.journal.blobs import is_ref
+from py_code_mode.journal.loader import Journal
 from py_code_mode.results import PAGE_HEAD, Display, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from py_code_mode.journal.loader import Journal, RecordedRun
+    from py_code_mode.journal.loader import RecordedRun
 
 __all__ = ["MAX_EXPORT", "to_html", "to_json", "to_markdown", "to_notebook"]
 
@@ -56,6 +58,7 @@ class _Room:
     """How much may still be given."""
 
     def __init__(self, journal: Journal) -> None:
+        check_type("export", "journal", journal, Journal)
         self._journal = journal
         self._left = MAX_EXPORT
 

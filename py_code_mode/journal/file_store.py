@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from py_code_mode.errors import (
     CorruptRecordError,
+    InvalidCall,
     InvalidName,
     JournalWriteError,
     PersistenceError,
@@ -42,8 +43,8 @@ from py_code_mode.journal.store import (
     ENDED,
     MetaPage,
     SessionStore,
-    check_ids,
     check_page,
+    check_session,
     check_workspace,
     meta_of,
     page_of,
@@ -51,7 +52,15 @@ from py_code_mode.journal.store import (
 from py_code_mode.journal.turns import SessionRecord, TurnRecord
 from py_code_mode.stores.file import LOCK_TIMEOUT, lock_before
 from py_code_mode.stores.files import DISK, FileSystem
-from py_code_mode.stores.log import MAX_LINE, Durability, Signature, seal, signature_of, sync_later
+from py_code_mode.stores.log import (
+    MAX_LINE,
+    Durability,
+    Signature,
+    check_durability,
+    seal,
+    signature_of,
+    sync_later,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -152,6 +161,9 @@ class FileSessionStore(SessionStore):
         durability: Durability = "group",
         files: FileSystem = DISK,
     ) -> None:
+        check_durability(durability)
+        if "\0" in str(base_dir):
+            raise InvalidCall("FileSessionStore", f"{str(base_dir)!r} is no path")
         self._base_dir = Path(base_dir).expanduser().absolute()
         self._base = str(self._base_dir)
         self._durability: Durability = durability
@@ -176,13 +188,13 @@ class FileSessionStore(SessionStore):
         return f"FileSessionStore({self._base!r})"
 
     def save_session(self, session: SessionRecord) -> None:
-        check_ids(session)
+        check_session("save_session", session)
         with self._alone(makes=True):
             old = self._find(session.session_id, tidies=True)
             self._save(session, old, session.workspace_id or _BASE)
 
     def create_session(self, session: SessionRecord) -> None:
-        check_ids(session)
+        check_session("create_session", session)
         with self._alone(makes=True):
             old = self._find(session.session_id, tidies=True)
             if old is not None:

@@ -19,13 +19,14 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, cast
 from urllib.parse import quote
 
 from py_code_mode.errors import CodeModeError, PersistenceError, StoreError
 from py_code_mode.journal import records
 from py_code_mode.journal.loader import find_journal, meta
 from py_code_mode.journal.migrations import migrating
+from py_code_mode.journal.pages import Page
 from py_code_mode.journal.paths import JournalFile, journal_files
 from py_code_mode.journal.words import Words, fold, text_of
 from py_code_mode.stores.log import LogReader, has_checksum
@@ -146,18 +147,8 @@ class SessionSummary:
     parent_session_ids: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionPage:
-    """Some sessions, the newest first.
-
-    Attributes:
-        cursor: gives the next page; None where this is the last one.
-        unreadable: why, by id of sessions that cannot be listed; told with the first page.
-    """
-
-    sessions: tuple[SessionSummary, ...]
-    cursor: str | None
-    unreadable: Mapping[str, str]
+#: Some sessions of a folder, the newest first.
+SessionPage: TypeAlias = Page[SessionSummary]
 
 
 class _Mark(NamedTuple):
@@ -805,7 +796,7 @@ def _page(found: list[SessionSummary], limit: int, told: Mapping[str, str]) -> S
     cursor = None
     if len(found) > limit:
         cursor = f"{_microseconds(shown[-1].created_at)}~{shown[-1].session_id}"
-    return SessionPage(sessions=shown, cursor=cursor, unreadable=told)
+    return Page(sessions=shown, cursor=cursor, unreadable=told)
 
 
 def _mark(name: str, status: os.stat_result) -> _Mark:
@@ -838,7 +829,7 @@ def _facts(file: _File) -> _Facts:
     journal = file.journal
     try:
         found = meta(journal.path, upgrade=migrating(journal.path))
-    except (CodeModeError, records.InvalidRecord) as error:
+    except CodeModeError as error:
         return _Facts(0, None, str(error))
     header = found.header
     summary = SessionSummary(

@@ -12,13 +12,15 @@ import os
 import platform
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 import msgspec
 
+from py_code_mode.arguments import check_type
 from py_code_mode.errors import (
     CorruptRecordError,
     JournalWriteError,
@@ -79,7 +81,28 @@ _SUSPECT = 1 << 20  # bytes before the end in which a power cut may have left da
 _COUNTED = 8 << 20  # bytes of a journal whose records are counted again for its trailer
 
 
-class SessionJournal:
+class Writer(ABC):
+    """What is closed at the end of a `with` block, and abandoned if the block raises."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End it whole."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Leave it as it is, as one whose writer died; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+
+class SessionJournal(Writer):
     """The one writer of a session's journal. Thread-safe; its methods block.
 
     Made by `create` and `reopen`, ended by `close` or `abandon`; as a context manager it is closed
@@ -113,6 +136,9 @@ class SessionJournal:
         self._end = log.size
         self._counts: dict[str, int] | None = {}
         self._has_trailer = self._is_closed = False
+        #: what goes before the next record; and whether the journal is still one that was closed
+        self._due: list[Record] = []
+        self._was_closed = False
         self._blobs = BlobStore(folder, files=files)
 
     @classmethod
@@ -199,6 +225,7 @@ class SessionJournal:
         *,
         reason: str = "",
         mode: str = "",
+        is_lazy: bool = False,
         durability: Durability = "group",
         redact: Redact | None = None,
         clock: Callable[[], float] = time.time,
@@ -208,6 +235,10 @@ class SessionJournal:
 
         What a crash left of its last lines is cut off, which a `Recovery` tells; a `Reopen`
         follows. The time it takes does not depend on the journal's size.
+
+        Args:
+            is_lazy: these are written with the first record that is appended, and `begin`; ended
+                before, the journal is as it was. What was cut off is told at once all the same.
 
         Raises:
             SessionNotFoundError: there is none of this id.
@@ -233,7 +264,10 @@ class SessionJournal:
         try:
             with _translated(session_id, path):
                 journal._take_up()
-            journal.append(Reopen(reason=reason, mode=mode, runtime=_runtime(), boot_id=_boot_id()))
+            again = Reopen(reason=reason, mode=mode, runtime=_runtime(), boot_id=_boot_id())
+            journal.append_later(again)
+            if not is_lazy or log.cut is not None:
+                journal.begin()
         except BaseException:
             log.abandon()
             raise
@@ -256,6 +290,7 @@ class SessionJournal:
         last = decode_line(self.path, None, line)
         self._last = last.seq
         if isinstance(last, Trailer):
+            self._was_closed = True
             self._counts = {**last.counts, "trailer": last.counts.get("trailer", 0) + 1}
             if not last.counts:
                 self._counts = None
@@ -269,7 +304,7 @@ class SessionJournal:
             sha256=cut.sha256 if cut else "",
             damaged=[[bad.offset, bad.end - bad.offset] for bad in tail if bad.problem],
         )
-        self.append(self.recovered)
+        self.append_later(self.recovered)
 
     @property
     def id(self) -> str:
@@ -319,6 +354,19 @@ class SessionJournal:
     def __repr__(self) -> str:
         return f"SessionJournal({self.path!r})"
 
+    def append_later(self, record: Record) -> None:
+        """Have a record written before the next one, if there is a next one."""
+        with self._lock:
+            self._due.append(record)
+
+    def begin(self) -> None:
+        """Write what is to be written before the next record."""
+        with self._lock:
+            while self._due:
+                self._append(self._due[0])
+                self._was_closed = False
+                del self._due[0]
+
     def append(
         self,
         record: Record | Foreign | Mapping[str, Any],
@@ -336,11 +384,24 @@ class SessionJournal:
             is_plain: its values come from a journal, so that their tags are meant.
 
         Raises:
-            JournalWriteError: nothing of it was written; where not `is_final`, try again.
+            InvalidCall: it is no record at all.
             InvalidRecord: a field holds what it cannot.
+            JournalWriteError: nothing of it was written, which may be due to `redact`; where not
+                `is_final`, try again.
         """
-        if os.getpid() != self._owner:
-            raise SessionClosedError(self.id, "its journal belongs to the process it came from")
+        check_type("SessionJournal.append", "record", record, (Record, Foreign, Mapping))
+        if self._due:
+            self.begin()
+        return self._append(record, expected_seq=expected_seq, is_plain=is_plain)
+
+    def _append(
+        self,
+        record: Record | Foreign | Mapping[str, Any],
+        *,
+        expected_seq: int | None = None,
+        is_plain: bool = False,
+    ) -> int:
+        self._check_owner()
         ready = self._ready(record, is_plain=is_plain)
         with self._lock:
             body = self._body(ready, expected_seq)
@@ -355,17 +416,26 @@ class SessionJournal:
                 with self._lock:
                     return self._write(small, self._body(small, expected_seq))
 
-    def put_blob(self, data: bytes, media_type: str, *, snapshot: object = None) -> Any:
+    def put_blob(
+        self,
+        data: bytes,
+        media_type: str,
+        *,
+        snapshot: object = None,
+        stamps: Mapping[str, int] | None = None,
+    ) -> Any:
         """Store bytes beside the journal; the reference is a value for a record.
 
-        It is for what is not JSON, such as an image, and is not given to `redact`.
+        It is for what is not JSON, such as an image, and is not given to `redact`. The arguments
+        are those of `BlobStore.put`.
         """
         with _translated(self.id, self.path):
-            return self._blobs.put(data, media_type, snapshot=snapshot)
+            return self._blobs.put(data, media_type, snapshot=snapshot, stamps=stamps)
 
     def flush(self) -> None:
         """Return when all records that were appended before are on the disk."""
-        self._check()
+        self._check_owner()
+        self._check_open()
         with _translated(self.id, self.path):
             self._log.flush()
 
@@ -376,11 +446,15 @@ class SessionJournal:
 
         A second call does nothing. Where it raises, the journal is as it was, or has its trailer
         but not its name; it can be called again, and until then the session counts as open.
+        One that was reopened, and in which nothing has begun since, is left as it was.
         """
         if os.getpid() != self._owner:
             return
         with self._lock:
             if self._is_closed:
+                return
+            if self._due:
+                self.abandon()
                 return
             if not self._has_trailer:
                 counts = self._counted()
@@ -408,20 +482,16 @@ class SessionJournal:
         with self._lock:
             self._is_closed = True
             with suppress(StoreError):  # it is what would have been lost anyway
+                if self._was_closed:
+                    self._log.rename(f"{self.id}{SESSION_FILE_SUFFIX}")
+            with suppress(StoreError):
                 self._log.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abandon()
-
-    def _check(self) -> None:
+    def _check_owner(self) -> None:
         if os.getpid() != self._owner:
             raise SessionClosedError(self.id, "its journal belongs to the process it came from")
+
+    def _check_open(self) -> None:
         if self._is_closed or self._has_trailer:
             raise SessionClosedError(self.id)
 
@@ -459,27 +529,35 @@ class SessionJournal:
         assert self._redact is not None
         before = to_dict(record) if isinstance(record, Record) else dict(record)
         kind, ids = before.get("record_type"), {name: before.get(name) for name in _IDS}
+
+        def wrong(what: str) -> JournalWriteError:
+            reason = f"redact {what} for a record of type {kind!r}, so it was not written"
+            return JournalWriteError(self.path, reason, is_final=False)
+
         try:
-            found = self._redact(before)
+            found = cast("object", self._redact(before))
         except Exception as error:
-            raise JournalWriteError(
-                self.path,
-                f"redact raised {type(error).__name__} for a record of type {kind!r}, so it was "
-                "not written",
-                is_final=False,
-            ) from error
+            raise wrong(f"raised {type(error).__name__}") from error
+        if not isinstance(found, Mapping):
+            raise wrong(f"gave {type(found).__name__} and no dict")
+        given = cast("Mapping[object, object]", found)
+        if not all(isinstance(key, str) for key in given):
+            raise wrong("gave keys that are no texts")
         after: dict[str, Any] = {
             key: plain(value, is_tagged=True)
-            for key, value in found.items()
+            for key, value in cast("Mapping[str, object]", given).items()
             if key not in ("seq", "ts", "crc")
         }
         if after.get("record_type") != kind or any(after.get(n) != ids[n] for n in ids):
-            raise InvalidRecord(f"redact changed the type or an id of a record of type {kind!r}")
-        from_dict(after)
+            raise wrong("changed the type or an id")
+        try:
+            from_dict(after)
+        except InvalidRecord as error:
+            raise wrong(f"gave what is none ({error})") from error
         return after
 
     def _body(self, record: Record | Mapping[str, Any], expected_seq: int | None) -> bytes:
-        self._check()
+        self._check_open()
         if self._log.size != self._end:
             # The last append was interrupted after its line was written: it counts.
             self._last, self._end = self._last + 1, self._log.size
@@ -487,8 +565,7 @@ class SessionJournal:
         if expected_seq is not None and expected_seq != seq:
             raise JournalWriteError(
                 self.path,
-                f"the next record has seq {seq}, not {expected_seq}: somebody else has written "
-                "meanwhile",
+                f"the next record has seq {seq}, not {expected_seq}",
                 is_final=False,
             )
         try:

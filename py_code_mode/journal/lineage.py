@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import UUID
 
-from py_code_mode.errors import LineageConsistencyError
+from py_code_mode.arguments import check_type
+from py_code_mode.errors import InvalidCall, LineageConsistencyError
 from py_code_mode.journal.ids import new_session_id
 from py_code_mode.journal.records import encode, plain
 
@@ -70,6 +71,7 @@ def fork(transcript: Transcript) -> Transcript:
 
     What tokens the original took is not counted twice: the new one begins with no usage.
     """
+    _check("fork", "transcript", transcript)
     return replace(
         transcript,
         id=UUID(new_session_id()),
@@ -99,6 +101,8 @@ def merge(first: Transcript, second: Transcript) -> Transcript:
     Raises:
         ValueError: neither has a sandbox yet, and they are to have different kinds of them.
     """
+    _check("merge", "first", first)
+    _check("merge", "second", second)
     is_unbound = first.sandbox is None and second.sandbox is None
     if is_unbound and first.sandbox_backend != second.sandbox_backend:
         raise ValueError(
@@ -116,6 +120,12 @@ def merge(first: Transcript, second: Transcript) -> Transcript:
         lineage_extras=(),
         cumulative_usage=used[0] + used[1] if len(used) == 2 else next(iter(used), None),
     )
+
+
+def _check(target: str, name: str, value: object) -> None:
+    from py_code_mode.journal.chunks import Transcript  # which has its kind of lineage from here
+
+    check_type(target, name, value, Transcript)
 
 
 def ancestors(sessions: Mapping[UUID, HasParents], start: UUID) -> tuple[UUID, ...]:
@@ -219,6 +229,9 @@ def lineage_jsonl(transcripts: Iterable[Transcript]) -> str:
 
 def export_lineage(transcripts: Iterable[Transcript], path: Path | str) -> None:
     """Write `lineage_jsonl` to a file, in UTF-8, and make its folders."""
+    check_type("export_lineage", "path", path, (str, Path))
     target = Path(path)
+    if target.is_dir():
+        raise InvalidCall("export_lineage", f"{target} is a folder; path must be a file")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(lineage_jsonl(transcripts).encode())

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import msgspec
 
+from py_code_mode.arguments import check_choice
 from py_code_mode.errors import (
     CorruptRecordError,
     LineageConsistencyError,
@@ -26,13 +27,13 @@ from py_code_mode.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from py_code_mode.journal.blobs import BlobMissing, BlobStore, is_ref, refs_in
+from py_code_mode.journal.blobs import BlobMissing, BlobStore, is_ref
+from py_code_mode.journal.fold import Fold
 from py_code_mode.journal.ids import check_session_id
 from py_code_mode.journal.paths import (
     SESSION_FILE_SUFFIX,
     SESSION_PARTIAL_SUFFIX,
     JournalFile,
-    journal_files,
 )
 from py_code_mode.journal.records import (
     CURRENT_SCHEMA_VERSION,
@@ -64,7 +65,7 @@ from py_code_mode.stores.files import DISK, FileSystem
 from py_code_mode.stores.log import Line, LogReader, are_whole, has_checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "Entry",
@@ -77,7 +78,6 @@ __all__ = [
     "decode_line",
     "find_journal",
     "iter_records",
-    "journal_refs",
     "last_seq",
     "meta",
     "read_header",
@@ -392,6 +392,7 @@ def iter_records(
         SchemaVersionError: a newer version wrote it.
         NotStored, StoreError: there is no such file, or it cannot be read.
     """
+    _check_on_error(on_error)
     with LogReader(path, files=files) as reader:
         scan = _Scan(reader, upgrade)
         for entry in scan:
@@ -423,6 +424,7 @@ def read_journal(
         LineageConsistencyError: the session it was forked from is missing, or is itself.
         PersistenceError: it cannot be read, or there is no such file.
     """
+    _check_on_error(on_error)
     path = Path(path)
     loaded = _load(path, upgrade, files)
     problems = list(loaded.problems)
@@ -502,37 +504,9 @@ def _ending(
                 return last, found
     for line in reader.tail(_TAIL):
         if line.offset and _is_fine(line, version):
-            with suppress(InvalidRecord, PersistenceError):
+            with suppress(PersistenceError):
                 found.append(_upgraded(line, version, upgrade))
     return found[-1], found[1:]
-
-
-def journal_refs(folder: Path) -> Iterator[str]:
-    """The digests of all blobs that the journals of a folder name, for `BlobStore.sweep`.
-
-    Every line counts that can be read at all, whatever else is wrong with its journal.
-
-    Raises:
-        StoreError: a journal cannot be read, so that nobody knows what it names.
-    """
-    for file in journal_files(folder):
-        try:
-            reader = LogReader(file.path)
-        except NotStored:
-            # Renamed or deleted meanwhile; renamed, it is read by its other name.
-            with suppress(SessionNotFoundError):
-                reader = LogReader(find_journal(folder, file.session_id).path)
-                yield from _refs_of(reader)
-            continue
-        yield from _refs_of(reader)
-
-
-def _refs_of(reader: LogReader) -> Iterator[str]:
-    with reader:
-        for line in reader.lines():
-            if b'"$blob"' in line.data:
-                with suppress(InvalidRecord):
-                    yield from refs_in(decode_dict(line.data))
 
 
 def expand(value: Any, blobs: BlobStore) -> Any:
@@ -667,7 +641,7 @@ class _Scan:
             return None
         try:
             record = _upgraded(line, self._version, self._upgrade)
-        except (InvalidRecord, PersistenceError) as error:
+        except PersistenceError as error:
             return self._leave(line, str(error))
         return msgspec.structs.replace(record, seq=self._next)
 
@@ -679,7 +653,11 @@ class _Scan:
             return True
         is_same = line.data in self._recent
         what = "once more" if is_same else "of another record, too"
-        self._leave(line, f"it has seq {seq} {what}; {self._next} comes next", is_accepted=is_same)
+        # behind a trailer nobody tries to write a line again
+        is_accepted = is_same and not self._is_ended
+        self._leave(
+            line, f"it has seq {seq} {what}; {self._next} comes next", is_accepted=is_accepted
+        )
         return False
 
     def _fits(self, line: Line, record: Record | Foreign) -> bool:
@@ -725,6 +703,10 @@ class _Scan:
 
     def _tell(self, line: Line, reason: str, *, is_accepted: bool = False) -> None:
         self.problems.append(Problem(self._path, self._number, line.offset, reason, is_accepted))
+
+
+def _check_on_error(on_error: str) -> None:
+    check_choice("on_error", on_error, get_args(OnError))
 
 
 def _settle(found: list[Problem], on_error: OnError, problems: list[Problem] | None) -> None:
@@ -919,123 +901,13 @@ def _ancestors(
         yield parent, loaded.records[1:count], [bad for bad in loaded.problems if bad.offset < end]
 
 
-class _Live(NamedTuple):
-    """The live line up to a run, which shares its past with others."""
-
-    run_id: int
-    before: _Live | None
-
-
-class _Fold:
-    """What records come to."""
-
-    def __init__(self) -> None:
-        self.intents: dict[int, Run] = {}
-        self.outcomes: dict[int, Run] = {}
-        self.homes: dict[int, str] = {}  # the session of a run
-        self.calls: dict[str, Call] = {}
-        self.turns: dict[str, Turn] = {}
-        self.events: list[Event] = []
-        self.transitions: list[Transition] = []
-        self.chunks: list[Chunk] = []
-        self.saved_states: list[SavedState] = []
-        self.patches: list[Patch] = []
-        self._session_id = ""
-        self._live: _Live | None = None
-        self._after: dict[int, _Live | None] = {}
-
-    def add(self, records: Iterable[Record | Foreign], session_id: str) -> None:
-        self._session_id = session_id
-        folds: dict[type, Callable[[Any], None]] = {
-            Run: self._add_run,
-            Call: self._add_call,
-            Event: self._add_event,
-            Turn: self._add_turn,
-            Transition: self.transitions.append,
-            Chunk: self.chunks.append,
-            SavedState: self.saved_states.append,
-            Patch: self.patches.append,
-        }
-        for record in records:
-            fold = folds.get(type(record))
-            if fold is not None:
-                fold(record)
-
-    def _add_call(self, call: Call) -> None:
-        before = self.calls.get(call.call_id)
-        self.calls[call.call_id] = _completed(before, call) if before else call
-
-    def _add_turn(self, turn: Turn) -> None:
-        self.turns[turn.turn_id] = turn
-
-    def _add_run(self, run: Run) -> None:
-        self.homes.setdefault(run.run_id, self._session_id)
-        if run.status == "running":
-            self.intents[run.run_id] = run
-            # Where no outcome follows it is on the live line, as crashed.
-            self._live = _Live(run.run_id, self._live)
-            return
-        self.outcomes[run.run_id] = run
-        if self._live is None or self._live.run_id != run.run_id:
-            self._live = _Live(run.run_id, self._live)
-        if run.state == "lost":
-            self._live = None
-        elif run.state == "restored":
-            self._back_to(run.restored_to or 0)
-        self._after[run.run_id] = self._live
-
-    def _add_event(self, event: Event) -> None:
-        self.events.append(event)
-        match event.kind:
-            case "reset":
-                self._live = None
-            case "rollback":
-                self._back_to(event.run_id or 0)
-            case "skip":
-                data = cast("dict[str, Any]", event.data) if isinstance(event.data, dict) else {}
-                left = set(cast("Iterable[Any]", data.get("run_ids") or ()))
-                live: _Live | None = None
-                for run_id in self.live_line():
-                    live = _Live(run_id, live) if run_id not in left else live
-                self._live = live
-            case _:
-                pass
-
-    def _back_to(self, run_id: int) -> None:
-        if not run_id:
-            self._live = None
-        elif run_id in self._after:
-            self._live = self._after[run_id]  # perhaps one that had been undone itself
-        else:
-            while self._live is not None and self._live.run_id > run_id:
-                self._live = self._live.before
-
-    def live_line(self) -> list[int]:
-        found: list[int] = []
-        at = self._live
-        while at is not None:
-            found.append(at.run_id)
-            at = at.before
-        return found[::-1]
-
-
-def _completed(before: Call, after: Call) -> Call:
-    """The later record of a call, with what only the earlier one has."""
-    missing = {
-        name: getattr(before, name)
-        for name in ("run_id", "index", "arguments", "args_sha256", "sandbox_context", "metadata")
-        if not getattr(after, name)
-    }
-    return msgspec.structs.replace(after, **missing)
-
-
 def _fold(
     path: Path,
     loaded: _Loaded,
     prefix: list[tuple[str, list[Record | Foreign]]],
     problems: list[Problem],
 ) -> Journal:
-    fold = _Fold()
+    fold = Fold()
     for home, records in prefix:
         fold.add(records, home)
     inherited = len(fold.patches)

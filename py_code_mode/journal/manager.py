@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from py_code_mode.journal.turns import SessionRecord
+from py_code_mode.arguments import check_type
+from py_code_mode.journal.store import SessionStore, check_session
+from py_code_mode.journal.turns import AgentTransitionRecord, SessionRecord, TurnRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from py_code_mode.journal.store import MetaPage, SessionStore
-    from py_code_mode.journal.turns import AgentTransitionRecord, TurnRecord
+    from py_code_mode.journal.store import MetaPage
 
 __all__ = ["SessionManager"]
 
@@ -25,6 +25,7 @@ class SessionManager:
     """
 
     def __init__(self, store: SessionStore) -> None:
+        check_type("SessionManager", "store", store, SessionStore)
         self._store = store
 
     @property
@@ -48,7 +49,9 @@ class SessionManager:
         Raises:
             SessionExistsError: a ValueError; there is a session of this id.
             InvalidName: a ValueError; an id cannot name a file.
+            InvalidCall: a TypeError; an argument is of the wrong type.
         """
+        check_type("start_session", "metadata", metadata, (Mapping, type(None)))
         now = _now()
         session = SessionRecord(
             session_id=uuid4().hex if session_id is None else session_id,
@@ -58,6 +61,7 @@ class SessionManager:
             agent_id=agent_id,
             metadata=dict(metadata or {}),
         )
+        check_session("start_session", session)
         self._store.create_session(session)
         return session
 
@@ -68,6 +72,7 @@ class SessionManager:
             SessionNotFoundError: a ValueError; there is no such session.
             SessionClosedError: it has ended.
         """
+        check_type("record_turn", "turn", turn, TurnRecord)
         self._store.append_record(session_id, turn, updated_at=_now())
 
     def record_agent_transition(self, session_id: str, transition: AgentTransitionRecord) -> None:
@@ -77,6 +82,7 @@ class SessionManager:
             SessionNotFoundError: a ValueError; there is no such session.
             SessionClosedError: it has ended.
         """
+        check_type("record_agent_transition", "transition", transition, AgentTransitionRecord)
         self._store.append_record(session_id, transition, updated_at=_now())
 
     def end_session(self, session_id: str) -> None:

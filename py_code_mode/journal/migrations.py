@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from py_code_mode.errors import SchemaVersionError
+from py_code_mode.errors import InvalidCall, SchemaVersionError
 from py_code_mode.journal.records import CURRENT_SCHEMA_VERSION, InvalidRecord
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def register_header_migration(from_version: int, fn: HeaderMigration) -> None:
     Raises:
         ValueError: that version is the current one, or a newer one.
     """
-    _HEADERS[_older(from_version)] = fn
+    _HEADERS[_older(from_version)] = _function("register_header_migration", fn)
 
 
 def register_chunk_migration(from_version: int, fn: ChunkMigration) -> None:
@@ -54,7 +54,7 @@ def register_chunk_migration(from_version: int, fn: ChunkMigration) -> None:
     Raises:
         ValueError: that version is the current one, or a newer one.
     """
-    _CHUNKS[_older(from_version)] = fn
+    _CHUNKS[_older(from_version)] = _function("register_chunk_migration", fn)
 
 
 def migrating(path: str | Path) -> Callable[[dict[str, Any], int], dict[str, Any]]:
@@ -120,3 +120,9 @@ def _older(version: int) -> int:
             f"CURRENT_SCHEMA_VERSION={CURRENT_SCHEMA_VERSION}"
         )
     return version
+
+
+def _function(target: str, fn: HeaderMigration) -> HeaderMigration:
+    if not callable(fn):
+        raise InvalidCall(target, f"fn must be a function, not {type(fn).__name__}")
+    return fn

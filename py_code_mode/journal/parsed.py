@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+
+import msgspec
 
 from py_code_mode.errors import CorruptRecordError, StoreError
 from py_code_mode.journal.loader import Problem, read_journal
@@ -39,7 +41,7 @@ __all__ = ["ParsedSession", "Records", "parse_session"]
 
 
 class Records(Sequence[Record | Foreign]):
-    """Records of a session, in order, which never change.
+    """Records of a session, in order, which never change: each that is given out is a copy.
 
     Longer ones, made by `and_more`, share what they have in common: what it costs to follow a file
     that grows does not depend on its size.
@@ -60,18 +62,22 @@ class Records(Sequence[Record | Foreign]):
     def __getitem__(self, index: slice) -> tuple[Record | Foreign, ...]: ...
     def __getitem__(self, index: int | slice) -> Record | Foreign | tuple[Record | Foreign, ...]:
         if isinstance(index, slice):
-            return tuple(self._all[place] for place in range(*index.indices(self._count)))
+            return tuple(copied(self._all[at]) for at in range(*index.indices(self._count)))
         if not -self._count <= index < self._count:
             raise IndexError(f"there are {self._count} records, and none at {index}")
-        return self._all[index if index >= 0 else index + self._count]
+        return copied(self._all[index if index >= 0 else index + self._count])
 
     def __iter__(self) -> Iterator[Record | Foreign]:
+        return map(copied, self._shared())
+
+    def _shared(self) -> Iterator[Record | Foreign]:
         return islice(self._all, self._count)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Records):
             return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        pairs = zip(self._shared(), other._shared(), strict=False)
+        return len(self) == len(other) and all(one == another for one, another in pairs)
 
     __hash__ = None  # type: ignore[assignment] - the records have none either
 
@@ -90,14 +96,33 @@ class Records(Sequence[Record | Foreign]):
 
 
 _extending = threading.Lock()
+_R = TypeVar("_R", bound=Record | Foreign)
+
+
+def copied(record: _R) -> _R:
+    """The record with lists and dicts of its own, which its owner may change."""
+    changes = {
+        name: _copied(value)
+        for name in record.__struct_fields__
+        if type(value := getattr(record, name)) in (dict, list)
+    }
+    return msgspec.structs.replace(record, **changes) if changes else record
+
+
+def _copied(tree: Any) -> Any:
+    if type(tree) is dict:
+        return {key: _copied(item) for key, item in cast("dict[Any, Any]", tree).items()}
+    if type(tree) is list:
+        return [_copied(item) for item in cast("list[Any]", tree)]
+    return tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedSession:
-    """What a session's file tells. Frozen, and shared by all who ask; nobody changes its records.
+    """What a session's file tells. Frozen, and shared by all who ask: they get copies of records.
 
     Attributes:
-        header: with patches applied.
+        first: the header, shared; `header` is a copy of it.
         records: of this file, the header included.
         problems: what could not be read, line by line.
         is_closed: whether its trailer is the last record.
@@ -105,25 +130,28 @@ class ParsedSession:
     """
 
     path: Path
-    header: Header
+    first: Header = field(repr=False)
     records: Records
     problems: tuple[Problem, ...]
     is_closed: bool
     end: int
-    folded: Journal | None = field(default=None, repr=False, compare=False)
 
     @property
     def id(self) -> str:
         """The session's id."""
-        return self.header.id
+        return self.first.id
+
+    @property
+    def header(self) -> Header:
+        """What the session is, with patches applied."""
+        return copied(self.first)
 
     def journal(self) -> Journal:
         """The same, folded: runs, calls, turns and the like.
 
-        Where the file grew it is read anew, so there may be more than in `records`.
+        The file is read anew, so that it is the caller's own, and there may be more than in
+        `records`.
         """
-        if self.folded is not None:
-            return self.folded
         return read_journal(self.path, on_error="skip", upgrade=migrating(self.path))
 
     def grown(self, path: str) -> ParsedSession | None:
@@ -156,7 +184,6 @@ class ParsedSession:
             records=self.records.and_more(added),
             problems=tuple(problems),
             end=end,
-            folded=None,
         )
 
 
@@ -181,7 +208,7 @@ def parse_session(path: str | os.PathLike[str]) -> ParsedSession:
         header = Header(schema_version=CURRENT_SCHEMA_VERSION, id=name, created_at="")
         return ParsedSession(
             path=path,
-            header=header,
+            first=header,
             records=Records(()),
             problems=(problem,),
             is_closed=False,
@@ -189,10 +216,9 @@ def parse_session(path: str | os.PathLike[str]) -> ParsedSession:
         )
     return ParsedSession(
         path=path,
-        header=journal.header,
+        first=journal.header,
         records=Records(journal.records),
         problems=journal.problems,
         is_closed=journal.is_closed,
         end=journal.end,
-        folded=journal,
     )

@@ -18,6 +18,7 @@ from uuid import UUID
 
 import msgspec
 
+from py_code_mode.arguments import check_type
 from py_code_mode.errors import (
     CorruptRecordError,
     LineageConsistencyError,
@@ -35,14 +36,13 @@ from py_code_mode.journal.chunks import (
     Transcript,
 )
 from py_code_mode.journal.ids import as_uuid, new_session_id
-from py_code_mode.journal.journal import SUPERSEDED_SUFFIX, SessionJournal
+from py_code_mode.journal.journal import SUPERSEDED_SUFFIX, SessionJournal, Writer
 from py_code_mode.journal.lineage import LineageKind
 from py_code_mode.journal.loader import (
     Problem,
     find_journal,
     iter_records,
     meta,
-    read_header,
     read_journal,
 )
 from py_code_mode.journal.migrations import CURRENT_SCHEMA_VERSION, migrating
@@ -62,6 +62,7 @@ from py_code_mode.journal.records import (
     decode_dict,
     restore,
 )
+from py_code_mode.journal.states import forks
 from py_code_mode.stores.files import DISK
 from py_code_mode.stores.log import LogReader, are_whole
 
@@ -372,6 +373,7 @@ def prune_sessions(
     """
     if by not in ("created_at", "updated_at"):
         raise ValueError(f"by must be 'created_at' or 'updated_at', got {by!r}")
+    check_type("prune_sessions", "older_than", older_than, timedelta)
     folder = sessions_dir() if folder is None else folder
     try:
         cutoff = datetime.now(UTC) - older_than
@@ -382,6 +384,10 @@ def prune_sessions(
         found = _meta(one)
         if found is None:
             continue
+        name = found.path.name.partition(SESSION_FILE_SUFFIX)[0]
+        if name != str(found.id):
+            logger.warning("a session was not pruned: %s tells of session %s", found.path, found.id)
+            continue
         moment = found.created_at
         if by == "updated_at":
             try:
@@ -390,14 +396,14 @@ def prune_sessions(
                 pass  # it does not tell, so its beginning has to do
         if moment < cutoff:
             old[str(found.id)] = found
-    forks = _forks(folder)
+    children_of = _forks(folder)
     removed: list[UUID] = []
     is_removed: dict[str, bool] = {}
     # Children before their parents, so that whatever stops us, no session loses its past.
     stack = sorted(old, key=lambda one: (old[one].created_at, one), reverse=True)
     while stack:
         current = stack[-1]
-        children = forks.get(current, set())
+        children = children_of.get(current, set())
         waiting = [one for one in sorted(children) if one in old and one not in is_removed]
         if current not in is_removed and waiting:
             is_removed[current] = False  # should the lineage be a circle
@@ -433,7 +439,7 @@ def _prune(found: PersistedSessionMeta, dry_run: bool) -> bool:
         return False
 
 
-class SessionWriter:
+class SessionWriter(Writer):
     """Writes a conversation down as it happens: the header at once, then message by message.
 
     What `write_chunk` returned for survives the end of this process. One writer at a time; as a
@@ -459,6 +465,7 @@ class SessionWriter:
         folder: Path | None = None,
         durability: Durability = "group",
     ) -> None:
+        check_type("SessionWriter", "session", session, Transcript)
         spec, handle = session.sandbox_spec, session.sandbox_handle_id
         if sandbox_handle_id is None and handle is not None:
             sandbox_handle_id = str(handle)
@@ -531,8 +538,10 @@ class SessionWriter:
 
         Raises:
             ValueError: it is not the next index.
+            InvalidCall: the row is none.
             PersistenceError: nothing of it was written; or the writer is closed.
         """
+        check_type("SessionWriter.write_chunk", "row", row, ChunkRow)
         if index != self._written and not self._journal.is_closed:
             raise ValueError(f"the next chunk has index {self._written}, not {index}")
         self._journal.append(Chunk(index=index, kind=row.kind.value, payload=row.payload))
@@ -550,15 +559,6 @@ class SessionWriter:
     def abandon(self) -> None:
         """Leave the file as it is, as one whose writer died; a second call does nothing."""
         self._journal.abandon()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abandon()
 
 
 def _header(header: Header, path: str, wanted: UUID | None = None) -> PersistedSessionHeader:
@@ -661,14 +661,8 @@ def _records(path: Path) -> Iterator[Entry]:
 def _forks(folder: Path) -> dict[str, set[str]]:
     """By session, those that were forked from it by reference, of all sessions in a folder."""
     found: dict[str, set[str]] = {}
-    for file in journal_files(folder):
-        try:
-            header = read_header(file.path, upgrade=migrating(file.path))
-        except (PersistenceError, StoreError):
-            continue  # nobody can read it, with its past or without
-        point = header.fork_point if header is not None else None
-        if point is not None:
-            found.setdefault(str(point.get("id")), set()).add(file.session_id)
+    for fork in forks(folder):
+        found.setdefault(fork.parent, set()).add(fork.child)
     return found
 
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import Struct
 
+from py_code_mode.errors import InvalidRecord
 from py_code_mode.guest import values
 from py_code_mode.guest.errors import ValueNotPortable
 from py_code_mode.results import State  # noqa: TC001  (msgspec reads the annotations)
@@ -74,13 +77,10 @@ MAX_DEPTH = 100
 #: Parts of one value that needs tags; the rest is described.
 MAX_NODES = 1_000_000
 _MAX_REPR = 1000  # characters
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 RunStatus: TypeAlias = Literal["running", "ok", "error", "timeout", "cancelled", "crashed"]
 CallStatus: TypeAlias = Literal["running", "success", "error", "timeout", "skipped", "cancelled"]
-
-
-class InvalidRecord(ValueError):
-    """A line is no record: not JSON, of an unknown type, or with a field that does not fit."""
 
 
 class ErrorInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -232,8 +232,9 @@ class Event(Record, tag="event", frozen=True, kw_only=True):
     """Something that happened between runs.
 
     Attributes:
-        kind: ``reset``, ``checkpoint``, ``rollback``, ``fork``, ``put``, ``dep``, ``skip`` and what
-            else the session tells. The *live line* knows ``reset``, ``rollback`` and ``skip``.
+        kind: ``reset``, ``checkpoint``, ``rollback``, ``fork``, ``put`` and ``delete`` (of a
+            handle), ``dep``, ``skip`` and what else the session tells. The *live line* knows
+            ``reset``, ``rollback`` and ``skip``.
         run_id: the newest run that had ended; of a rollback, the run that was gone back to.
         data: the rest; of ``skip`` ``{"run_ids": [...]}``: runs that a resumed session left out.
     """
@@ -303,6 +304,7 @@ class SavedState(Record, tag="saved_state", frozen=True, kw_only=True):
         blob: the whole, where one blob has it all; vars then tell names and types only.
         skipped: why, by name of what could not be saved.
         executor: kind of the executor whose guest wrote it; `policy` is what confined that.
+        supersedes: ids of older ones that nobody needs any more: their blobs are removed.
     """
 
     FREE = ("vars", "blob", "skipped", "policy", "metadata")
@@ -312,6 +314,7 @@ class SavedState(Record, tag="saved_state", frozen=True, kw_only=True):
     vars: Any = {}
     blob: Any = None
     skipped: Any = {}
+    supersedes: list[str] = []
     deps_lock: str | None = None
     executor: str | None = None
     policy: Any = None
@@ -522,10 +525,29 @@ def stamp(seconds: float) -> str:
 
 
 def args_sha256(arguments: object) -> str:
-    """What tells whether two calls had the same arguments; the order of keys does not matter."""
+    """What tells whether two calls had the same arguments, in different processes too.
+
+    Neither the order of keys matters nor that of a set, nor the address of what is only described.
+    """
     tree = plain(arguments)
+    if tree is not arguments:
+        tree = _settled(tree)
     text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _settled(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return [_settled(item) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    found: dict[str, Any] = {name: _settled(item) for name, item in tree.items()}
+    for name in ("$set", "$frozenset"):
+        if name in found:
+            found[name] = sorted(found[name], key=partial(json.dumps, sort_keys=True))
+    if "$repr" in found:
+        found["$repr"] = _ADDRESS.sub("", str(found["$repr"]))
+    return found
 
 
 def merge_patch(target: Any, patch: Any) -> Any:

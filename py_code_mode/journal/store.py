@@ -11,12 +11,18 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
-from py_code_mode.errors import SessionClosedError, SessionExistsError, SessionNotFoundError
+from py_code_mode.arguments import check_type
+from py_code_mode.errors import (
+    SessionClosedError,
+    SessionExistsError,
+    SessionNotFoundError,
+)
 from py_code_mode.journal import folding
 from py_code_mode.journal.folding import Known, Order, Part
 from py_code_mode.journal.ids import check_session_id, check_workspace_id
+from py_code_mode.journal.pages import Page
 from py_code_mode.journal.turns import SessionRecord, TurnRecord
 from py_code_mode.stores.log import seal
 
@@ -32,6 +38,7 @@ __all__ = [
     "SessionStore",
     "check_ids",
     "check_page",
+    "check_session",
     "check_workspace",
     "meta_of",
     "page_of",
@@ -40,7 +47,7 @@ __all__ = [
 #: Sessions on one page, at most.
 MAX_PAGE = 500
 #: Why a session takes no more records.
-ENDED = "it has ended"
+ENDED = "it has ended; to go on, load it, set metadata['ended'] to False, and save it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,16 +68,8 @@ class SessionMeta:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetaPage:
-    """A part of a list.
-
-    Attributes:
-        cursor: gives the next page; None for the last one.
-    """
-
-    sessions: tuple[SessionMeta, ...]
-    cursor: str | None = None
+#: Some sessions of a store.
+MetaPage: TypeAlias = Page[SessionMeta]
 
 
 class SessionStore(ABC):
@@ -209,7 +208,7 @@ class InMemorySessionStore(SessionStore):
         self._order = Order()
 
     def save_session(self, session: SessionRecord) -> None:
-        check_ids(session)
+        check_session("save_session", session)
         with self._lock:
             kept = self._sessions.get(session.session_id)
             if kept is None:
@@ -244,7 +243,7 @@ class InMemorySessionStore(SessionStore):
             return True
 
     def create_session(self, session: SessionRecord) -> None:
-        check_ids(session)
+        check_session("create_session", session)
         with self._lock:
             if session.session_id in self._sessions:
                 raise SessionExistsError(session.session_id, repr(self))
@@ -303,6 +302,32 @@ class InMemorySessionStore(SessionStore):
             raise SessionExistsError(twin, repr(self))
 
 
+def check_session(target: str, session: SessionRecord) -> None:
+    """Refuse what is no session, or has a field that could not be read back, or an unfit id.
+
+    Args:
+        target: what was called.
+
+    Raises:
+        InvalidCall: a TypeError; the message names the field.
+        InvalidName: a ValueError; an id cannot name a file and a folder.
+    """
+    check_type(target, "session", session, SessionRecord)
+    check_ids(session)
+    for name, kind in _KINDS:
+        check_type(target, name, getattr(session, name), kind)
+
+
+_KINDS: Final = (
+    ("agent_id", (str, type(None))),
+    ("created_at", str),
+    ("updated_at", str),
+    ("turns", list),
+    ("agent_transitions", list),
+    ("metadata", dict),
+)
+
+
 def check_ids(session: SessionRecord) -> None:
     """Refuse a session whose ids cannot name a file and a folder."""
     check_session_id(session.session_id)
@@ -321,6 +346,8 @@ def check_page(limit: int, cursor: str | None) -> tuple[str, str] | None:
     Raises:
         ValueError: it is none of ours, or `limit` is not positive.
     """
+    check_type("list_page", "limit", limit, int)
+    check_type("list_page", "cursor", cursor, (str, type(None)))
     if limit < 1:
         raise ValueError(f"limit must be positive, got {limit}")
     if cursor is None:
@@ -344,9 +371,9 @@ def page_of(metas: Iterable[SessionMeta], limit: int, workspace_id: str | None =
         if workspace_id is None or meta.workspace_id == workspace_id:
             if len(found) == limit:
                 cursor = base64.urlsafe_b64encode(json.dumps(_place(found[-1])).encode())
-                return MetaPage(sessions=tuple(found), cursor=cursor.decode())
+                return Page(sessions=tuple(found), cursor=cursor.decode())
             found.append(meta)
-    return MetaPage(sessions=tuple(found))
+    return Page(sessions=tuple(found))
 
 
 def meta_of(known: Known, problem: str = "") -> SessionMeta:

@@ -14,25 +14,36 @@ from typing import TYPE_CHECKING
 
 from py_code_mode.errors import (
     CodeModeError,
+    CorruptRecordError,
     PersistenceError,
     SessionLockedError,
     SessionNotFoundError,
     StoreError,
 )
 from py_code_mode.journal import records
-from py_code_mode.journal.blobs import BlobStore, refs_in
+from py_code_mode.journal.blobs import BlobStore
 from py_code_mode.journal.index import SessionIndex
 from py_code_mode.journal.journal import SUPERSEDED_SUFFIX, SessionJournal, recover
 from py_code_mode.journal.lineage import LineageKind
 from py_code_mode.journal.loader import Problem, find_journal, iter_records, read_journal
 from py_code_mode.journal.migrations import migrating
 from py_code_mode.journal.paths import JournalFile, journal_files
+from py_code_mode.journal.states import References, named_blobs
 from py_code_mode.stores.log import LogReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["CUT_SUFFIX", "Repair", "check_sessions", "fork_session", "repair_sessions"]
+    from py_code_mode.journal.loader import Journal
+
+__all__ = [
+    "CUT_SUFFIX",
+    "Repair",
+    "check_sessions",
+    "fork_session",
+    "repair_sessions",
+    "sweep_blobs",
+]
 
 #: Of a file with what was cut off a journal, named by the session and the offset.
 CUT_SUFFIX = ".__cut__"
@@ -45,6 +56,7 @@ class Repair:
 
     Attributes:
         closed: ids of sessions whose close had been interrupted, and is finished.
+        passed_over: by id, how many places of a session are damaged, and left out from now on.
         cut: where what was cut off is now, by id.
         in_use: ids of sessions that are being written, and were left alone.
         failed: why, by id of sessions that could not be mended.
@@ -54,6 +66,7 @@ class Repair:
     """
 
     closed: tuple[str, ...] = ()
+    passed_over: dict[str, int] = field(default_factory=dict[str, int])
     cut: dict[str, Path] = field(default_factory=dict[str, Path])
     in_use: tuple[str, ...] = ()
     failed: dict[str, str] = field(default_factory=dict[str, str])
@@ -79,7 +92,7 @@ def _wrong_with(folder: Path, journal: JournalFile) -> Iterator[Problem]:
     path = journal.path
     blobs = BlobStore(folder)
     problems: list[Problem] = []
-    lines: dict[str, tuple[int, int]] = {}  # by digest of a blob, where it is named first
+    references = References()
     known: set[int] = set()  # offsets of damage that a recovery tells of
     try:
         entries = iter_records(
@@ -87,16 +100,16 @@ def _wrong_with(folder: Path, journal: JournalFile) -> Iterator[Problem]:
         )  # fmt: skip
         for entry in entries:
             record = entry.record
-            for digest in refs_in(records.to_dict(record)):
-                lines.setdefault(digest, (entry.line, entry.offset))
+            references.add(record, entry.line, entry.offset)
             if isinstance(record, records.Recovery):
                 known |= {place[0] for place in record.damaged if place}
             if isinstance(record, records.Header) and record.fork_point is not None:
                 problems += _wrong_with_parent(folder, path, record.fork_point)
-    except (PersistenceError, StoreError, records.InvalidRecord) as error:
+    except (PersistenceError, StoreError) as error:
         if path.exists():  # else it was closed or removed meanwhile
-            problems.append(Problem(str(path), 1, 0, str(error)))
-    for digest, (line, offset) in lines.items():
+            told = error.reason if isinstance(error, CorruptRecordError) else str(error)
+            problems.append(Problem(str(path), 1, 0, told))
+    for digest, (line, offset) in references.named().items():
         try:
             blobs.get(digest)
         except CodeModeError as error:
@@ -115,22 +128,32 @@ def _wrong_with_parent(folder: Path, path: Path, point: dict[str, object]) -> It
         yield Problem(str(path), 1, 0, reason)
 
 
-def repair_sessions(folder: str | Path) -> Repair:
+def repair_sessions(folder: str | Path, session_id: str | None = None) -> Repair:
     """Mend what crashes have left in a folder of sessions.
 
     Closes that were interrupted are finished. What follows the last whole line of a journal is
     moved to a file beside it. Blobs that no journal names any more are removed, after an hour of
     grace, and the index is made anew. Sessions that are being written are left alone.
-    Lines that are damaged further up stay, and are passed over by whoever reads.
+    Lines that are damaged further up stay, and are an error to whoever reads.
+
+    Args:
+        session_id: mend this one, also where lines further up are damaged: they stay, but it is on
+            record from now on that they are to be passed over, so that the session can be resumed.
+
+    Raises:
+        SessionNotFoundError: there is no such session.
     """
     folder = Path(folder)
     closed: list[str] = []
+    passed_over: dict[str, int] = {}
     in_use: list[str] = []
     cut: dict[str, Path] = {}
     failed: dict[str, str] = {}
-    for journal in list(_journals(folder, None)):
+    for journal in list(_journals(folder, session_id)):
         name = journal.session_id
         try:
+            if session_id is not None and (places := _pass_over(folder, journal)):
+                passed_over[name] = places
             if journal.is_closed:
                 continue
             if recover(folder, name) != journal.path:
@@ -145,13 +168,47 @@ def repair_sessions(folder: str | Path) -> Repair:
             continue  # removed meanwhile, or its writer died before it was begun
         except (PersistenceError, StoreError, OSError) as error:
             failed[name] = str(error)
-    removed = _sweep(folder)
+    removed = sweep_blobs(folder)
     with SessionIndex(folder) as index:
         is_indexed = index.rebuild() or not folder.is_dir()
     return Repair(
-        closed=tuple(closed), cut=cut, in_use=tuple(in_use), failed=failed, blobs=removed,
+        closed=tuple(closed),
+        passed_over=passed_over,
+        cut=cut,
+        in_use=tuple(in_use),
+        failed=failed,
+        blobs=removed,
         is_indexed=is_indexed,
-    )  # fmt: skip
+    )
+
+
+def _pass_over(folder: Path, journal: JournalFile) -> int:
+    """Write down that what is damaged is known; the number of places."""
+    problems: list[Problem] = []
+    for entry in iter_records(
+        journal.path, on_error="skip", upgrade=migrating(journal.path), problems=problems
+    ):
+        if isinstance(entry.record, records.Recovery):
+            known = {place[0] for place in entry.record.damaged if place}
+            problems[:] = [one for one in problems if one.offset not in known]
+    damaged = sorted({one.offset for one in problems if not one.is_accepted})
+    if not damaged:
+        return 0
+    opened = SessionJournal.reopen(folder, journal.session_id, reason="repair")
+    try:
+        told = records.Recovery(
+            at_offset=opened.size,
+            reason="what is damaged is passed over",
+            damaged=[[offset, 0] for offset in damaged],
+        )
+        opened.append(told)
+        if journal.is_closed:
+            opened.close()
+        else:
+            opened.flush()
+    finally:
+        opened.abandon()
+    return len(damaged)
 
 
 def _cut(folder: Path, journal: JournalFile) -> Path | None:
@@ -181,30 +238,23 @@ def _cut(folder: Path, journal: JournalFile) -> Path | None:
     return kept
 
 
-def _sweep(folder: Path) -> tuple[str, ...] | None:
-    """Remove the blobs that nobody names; None where that cannot be known."""
+def sweep_blobs(folder: str | Path) -> tuple[str, ...] | None:
+    """Remove the blobs that no session of a folder needs, after an hour of grace.
+
+    Among them are those of saved states that newer ones supersede.
+
+    Returns:
+        their digests; None where some journal cannot be read, so that it cannot be known.
+    """
+    folder = Path(folder)
 
     def named() -> Iterator[str]:
-        for path in _all_files(folder):
-            problems: list[Problem] = []
-            for entry in iter_records(
-                path, on_error="skip", upgrade=migrating(path), problems=problems
-            ):
-                yield from refs_in(records.to_dict(entry.record))
-            if any(not problem.is_accepted for problem in problems):
-                raise PersistenceError(f"{path} has lines that cannot be read")
+        return named_blobs(folder, also=folder.glob(f"*{SUPERSEDED_SUFFIX}"))
 
     try:
         return tuple(BlobStore(folder).sweep(named))
-    except (PersistenceError, StoreError, records.InvalidRecord):
+    except (PersistenceError, StoreError, OSError):
         return None
-
-
-def _all_files(folder: Path) -> Iterator[Path]:
-    for journal in journal_files(folder):
-        if journal.path.stat().st_size:
-            yield journal.path
-    yield from folder.glob(f"*{SUPERSEDED_SUFFIX}")
 
 
 def _journals(folder: Path, session_id: str | None) -> Iterator[JournalFile]:
@@ -212,6 +262,18 @@ def _journals(folder: Path, session_id: str | None) -> Iterator[JournalFile]:
         yield find_journal(folder, session_id)
         return
     yield from sorted(journal_files(folder))
+
+
+def _end_of(outcome: records.Run, journal: Journal) -> int:
+    """The number of the last record of a run: of its variables, where they were saved at once."""
+    seq = outcome.seq
+    found = (*journal.prefix, *journal.records)
+    for after in found[found.index(outcome) + 1 :]:
+        is_of_run = isinstance(after, records.SavedState) and after.at_run == outcome.run_id
+        if not is_of_run or after.seq != seq + 1:  # else it is of another session
+            break
+        seq = after.seq
+    return seq
 
 
 def fork_session(folder: str | Path, session_id: str, *, at: int | None = None) -> str:
@@ -240,7 +302,7 @@ def fork_session(folder: str | Path, session_id: str, *, at: int | None = None) 
         if run.outcome is None:
             raise ValueError(f"run {at} of session {session_id} has not ended: its effects are "
                              "unknown")  # fmt: skip
-        origin, seq = run.session_id, run.outcome.seq
+        origin, seq = run.session_id, _end_of(run.outcome, journal)
     header = journal.header
     with SessionJournal.create(
         folder,

@@ -79,6 +79,14 @@ class FileSystem:
         target = folder if to_folder is None else to_folder
         os.rename(old, new, src_dir_fd=folder, dst_dir_fd=target)
 
+    def link(self, old: str, new: str, *, folder: int) -> None:
+        """Give a file a second name; unlike a rename it replaces nothing.
+
+        Raises:
+            FileExistsError: there is a file of that name.
+        """
+        os.link(old, new, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+
     def unlink(self, name: str, *, folder: int) -> None:
         os.unlink(name, dir_fd=folder)
 
@@ -88,6 +96,10 @@ class FileSystem:
     def touch(self, name: str, *, folder: int) -> None:
         """Set its times to now."""
         os.utime(name, dir_fd=folder, follow_symlinks=False)
+
+    def date(self, file: int, modified_ns: int) -> None:
+        """Set the times of an open file, in nanoseconds since the epoch."""
+        os.utime(file, ns=(modified_ns, modified_ns))
 
     def names(self, folder: int) -> list[str]:
         return os.listdir(folder)

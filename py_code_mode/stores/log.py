@@ -17,7 +17,6 @@ import os
 import stat as modes
 import struct
 import threading
-import time
 import weakref
 import zlib
 from contextlib import contextmanager, suppress
@@ -29,12 +28,13 @@ from typing import (
     NamedTuple,
     NoReturn,
     ParamSpec,
-    Protocol,
     Self,
     TypeAlias,
     TypeVar,
+    get_args,
 )
 
+from py_code_mode.arguments import check_choice
 from py_code_mode.errors import (
     LogDamaged,
     LogFailed,
@@ -44,6 +44,7 @@ from py_code_mode.errors import (
     StoreError,
 )
 from py_code_mode.stores.files import DISK, FileSystem
+from py_code_mode.stores.syncing import GROUP_WINDOW, sync_later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
@@ -59,6 +60,7 @@ __all__ = [
     "Problem",
     "Signature",
     "are_whole",
+    "check_durability",
     "has_checksum",
     "problem_of",
     "seal",
@@ -69,8 +71,6 @@ __all__ = [
 #: What an append promises when it returns: the line survives the death of this process; the same,
 #: and the death of the machine after at most `GROUP_WINDOW`; both at once.
 Durability: TypeAlias = Literal["process", "group", "power"]
-#: Seconds until a sync begins at the latest, where many lines share one.
-GROUP_WINDOW = 0.05
 #: Bytes of the longest line.
 MAX_LINE = 256 << 20
 
@@ -129,6 +129,15 @@ class Signature(NamedTuple):
     size: int
     modified_ns: int
     changed_ns: int
+
+
+def check_durability(durability: str) -> None:
+    """Refuse what is none: nothing would be synced.
+
+    Raises:
+        ConfigError: a ValueError.
+    """
+    check_choice("durability", durability, get_args(Durability))
 
 
 def seal(body: bytes) -> bytes:
@@ -267,6 +276,7 @@ class Log:
     def _prepared(cls, folder: Path, name: str, durability: Durability, files: FileSystem) -> Self:
         if not name or "/" in name or name in (".", ".."):
             raise ValueError(f"{name!r} is not the name of a file")
+        check_durability(durability)
         try:
             directory = files.open_folder(folder)
         except FileNotFoundError:
@@ -320,9 +330,7 @@ class Log:
                 f"{self.path}: a line is a JSON object of at most {MAX_LINE} bytes without line "
                 f"feeds; this one has {len(line)} bytes"
             )
-        if os.getpid() != self._owner:
-            self._refuse()
-        with self._writing:
+        with self._writing:  # which a forked child has anew, and no file: see `leave_to_parent`
             if self._file < 0 or self._failure is not None:
                 self._refuse()
             offset = self._end
@@ -331,7 +339,7 @@ class Log:
         if self._durability == "group":
             if not self._is_due:
                 self._is_due = True
-                _syncer.request(self)
+                sync_later(self)
         elif self._durability == "power":
             self._sync(end)
         return offset
@@ -684,61 +692,10 @@ def signature_of(status: os.stat_result) -> Signature:
     )
 
 
-def sync_later(log: _Syncable) -> None:
-    """Have ``log.sync_soon()`` called once, by the thread that syncs, within `GROUP_WINDOW`."""
-    _syncer.request(log)
-
-
-class _Syncable(Protocol):
-    def sync_soon(self) -> None:
-        """Never raises: an error is kept for the next one who writes."""
-
-
-class _Syncer:
-    """Syncs the logs that promise it soon, all in one thread, which ends when it has no work."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._due: list[_Syncable] = []
-        self._is_running = False
-
-    def request(self, log: _Syncable) -> None:
-        with self._changed:
-            self._due.append(log)
-            if self._is_running:
-                self._changed.notify()
-                return
-            self._is_running = True
-        try:
-            threading.Thread(target=self._run, name="log sync", daemon=True).start()
-        except RuntimeError:  # the interpreter is ending, or there is no thread to be had
-            self._is_running = False
-            self._sync_all()
-
-    def _run(self) -> None:
-        while True:
-            time.sleep(_WINDOW)
-            self._sync_all()
-            with self._changed:
-                if not self._due and not self._changed.wait_for(lambda: self._due, GROUP_WINDOW):
-                    self._is_running = False
-                    return
-
-    def _sync_all(self) -> None:
-        with self._changed:
-            due, self._due = self._due, []
-        for log in due:
-            log.sync_soon()
-
-
-_WINDOW = 0.8 * GROUP_WINDOW  # the rest is for the syncs of others
 _logs: weakref.WeakSet[Log] = weakref.WeakSet()
-_syncer = _Syncer()
 
 
 def _after_fork() -> None:
-    global _syncer
-    _syncer = _Syncer()
     for log in list(_logs):
         log.leave_to_parent()
     _logs.clear()

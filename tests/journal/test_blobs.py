@@ -12,8 +12,9 @@ import pytest
 from py_code_mode.errors import CorruptRecordError, LogFull, StoreError
 from py_code_mode.journal.blobs import BlobMissing, BlobStore, refs_in
 from py_code_mode.journal.journal import SessionJournal
-from py_code_mode.journal.loader import find_journal, journal_refs, read_journal
+from py_code_mode.journal.loader import find_journal, read_journal
 from py_code_mode.journal.records import MAX_INLINE, Call, Run
+from py_code_mode.journal.states import named_blobs
 
 from ..faulty_files import FaultyFiles, HalfWritten
 
@@ -99,7 +100,7 @@ def test_sweep_removes_what_no_journal_names(tmp_path: Path) -> None:
     os.utime(folder / ".new-left", (1, 1))
 
     def referenced() -> list[str]:
-        return list(journal_refs(tmp_path))
+        return list(named_blobs(tmp_path))
 
     assert blobs.sweep(referenced) == []  # it is new
     assert not (folder / ".new-left").exists()
@@ -117,7 +118,7 @@ def test_sweep_meanwhile_never_takes_what_an_append_names(tmp_path: Path) -> Non
 
     def sweep() -> None:
         while not is_over.is_set():
-            swept.extend(journal.blobs.sweep(lambda: list(journal_refs(tmp_path)), grace=0))
+            swept.extend(journal.blobs.sweep(lambda: list(named_blobs(tmp_path)), grace=0))
 
     sweeper = threading.Thread(target=sweep)
     sweeper.start()

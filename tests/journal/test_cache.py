@@ -26,7 +26,7 @@ from py_code_mode.journal.cache import (
 )
 from py_code_mode.journal.journal import SessionJournal
 from py_code_mode.journal.parsed import ParsedSession, Records, parse_session
-from py_code_mode.journal.records import Chunk, Foreign, Header, Patch
+from py_code_mode.journal.records import Chunk, Foreign, Header, Patch, Run
 from py_code_mode.stores.files import FileSystem
 
 if TYPE_CHECKING:
@@ -535,6 +535,37 @@ def test_a_cached_session_is_what_parsing_gives(session: Path, counted: list[str
     assert counted == [str(session)]
 
 
+def test_nobody_changes_what_others_get_from_the_cache(tmp_path: Path) -> None:
+    with SessionJournal.create(tmp_path, "one", metadata={"of": ["header"]}) as journal:
+        journal.append(Chunk(index=0, kind="user", payload={"content": "x", "l": [1, {"a": []}]}))
+        journal.append(Run(run_id=1, code="1"))
+        journal.append(Run(run_id=1, status="ok", displays=[]))
+        journal.append(Foreign(record_type="x-mine", data={"l": []}))
+    path = Path(journal.path)
+
+    def spoil() -> None:
+        found: Any = get_cached_session(path)
+        for records in (found.records, found.records[:], [found.records[n] for n in range(5)]):
+            records[1].payload["content"] = "poison"
+            records[1].payload["l"][1]["a"].append("poison")
+            records[3].displays.append("poison")
+            records[4].data["l"].append("poison")
+            for record in records:
+                if isinstance(record, Chunk):
+                    record.payload["l"].append("poison")
+        found.header.metadata["of"].append("poison")
+        folded: Any = found.journal()
+        folded.header.metadata["poison"] = 1
+        folded.runs[0].intent.displays.append("poison")
+        folded.chunks[0].payload.clear()
+
+    before = repr([*parse_session(path).records]), repr(parse_session(path).header)
+    spoil()
+    found = get_cached_session(path)
+    assert (repr([*found.records]), repr(found.header)) == before
+    assert "poison" not in repr(found.journal())
+
+
 def test_a_session_is_parsed_by_what_the_module_names_at_the_time(
     session: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -785,7 +816,7 @@ def test_records_stay_as_they_are_when_more_come() -> None:
     assert list(records) == [one]
     assert list(longer) == [one, two]
     assert list(other) == [one, three]
-    assert longer[-1] is two
+    assert longer[-1] == two
     assert longer[:1] == (one,)
     assert repr(longer) == "<2 records>"
     with pytest.raises(IndexError):

@@ -170,7 +170,7 @@ def test_redact_that_fails_or_changes_what_a_record_is_writes_nothing(tmp_path: 
         journal.append(Run(run_id=1))
     for change in ({"run_id": 2}, {"record_type": "event", "kind": "x"}, {"code": 7}):
         changes.append({"values": change})
-        with pytest.raises(InvalidRecord):
+        with pytest.raises(JournalWriteError, match="redact"):
             journal.append(Run(run_id=1))
     journal.close()
     assert len(read_journal(tmp_path / "a.jsonl").records) == 2
@@ -509,3 +509,43 @@ def test_large_journal_is_reopened_by_its_end_alone(tmp_path: Path) -> None:
     SessionJournal.reopen(tmp_path, "a", durability="process").abandon()
     read = psutil.Process().io_counters().read_chars - before  # pyright: ignore[reportAttributeAccessIssue]
     assert read < 4 << 20
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+@pytest.mark.parametrize("end", ["close", "abandon"])
+def test_a_journal_that_was_reopened_lazily_for_nothing_is_as_it_was(
+    tmp_path: Path, end: str, is_closed: bool
+) -> None:
+    journal = SessionJournal.create(tmp_path, "a")
+    journal.append(Run(run_id=1))
+    if is_closed:
+        journal.close()
+    else:
+        journal.abandon()
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("a.*")}
+    again = SessionJournal.reopen(tmp_path, "a", is_lazy=True)
+    again.append_later(Event(kind="resume"))
+    getattr(again, end)()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("a.*")} == before
+
+
+def test_what_was_to_come_before_the_next_record_does(tmp_path: Path) -> None:
+    SessionJournal.create(tmp_path, "a").close()
+    with SessionJournal.reopen(tmp_path, "a", is_lazy=True) as again:
+        again.append_later(Event(kind="resume"))
+        again.append(Run(run_id=1))
+    kinds = [record.record_type for record in read_journal(tmp_path / "a.jsonl").records]
+    assert kinds == ["header", "trailer", "reopen", "event", "run", "trailer"]
+
+
+def test_a_journal_that_was_reopened_in_part_counts_as_open(tmp_path: Path) -> None:
+    SessionJournal.create(tmp_path, "a").close()
+    files = FaultyFiles({1: errno.ENOSPC}, only=["write"])
+    again = SessionJournal.reopen(tmp_path, "a", is_lazy=True, files=files)
+    again.append_later(Event(kind="resume"))
+    with pytest.raises(JournalWriteError):
+        again.begin()
+    again.close()
+    (path,) = tmp_path.glob("a.*")
+    assert path.name.endswith("__partial__")
+    assert not read_journal(path).is_closed

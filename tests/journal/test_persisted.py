@@ -1024,3 +1024,19 @@ def test_a_large_message_comes_back_from_its_blob() -> None:
     write(texts=[text, "small"])
     assert session_file(ID).stat().st_size < 10_000
     assert contents(load_session(ID)) == [text, "small"]
+
+
+def test_pruning_removes_no_other_file_than_the_one_it_judged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # was: an old copy by another name had the session that it tells of removed
+    with SessionJournal.create(sessions_dir(), str(ID), clock=lambda: 0.0) as journal:
+        journal.append(Chunk(kind="user", payload={"content": "long ago"}, index=0))
+    copy = session_file(OTHER)
+    copy.write_bytes(session_file(ID).read_bytes())
+    with SessionWriter.reopen(ID) as today:
+        today.write_chunk(1, ChunkRow.user("today"))
+    assert prune_sessions(older_than=DAY, by="updated_at") == []
+    assert str(copy) in caplog.text
+    assert copy.exists()
+    assert contents(load_session(ID)) == ["long ago", "today"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from py_code_mode.errors import SessionNotFoundError
+from py_code_mode.errors import CorruptRecordError, SessionNotFoundError
 from py_code_mode.journal import (
     SessionIndex,
     SessionJournal,
@@ -154,6 +154,29 @@ def test_no_blob_is_removed_where_a_journal_cannot_be_read(folder: Path) -> None
     assert len(list((folder / ".blobs").glob("??/*"))) == 1
 
 
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_session_that_is_damaged_further_up_goes_on_once_it_was_repaired(
+    folder: Path, closes: bool
+) -> None:
+    path = write(folder, "one", "first", "second", "x" * 2_000_000, closes=closes)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"first")] ^= 1
+    data[data.index(b"second")] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptRecordError, match="py-code-mode sessions repair"):
+        read_journal(path)
+    assert repair_sessions(folder).passed_over == {}  # it is asked for by name
+    assert repair_sessions(folder, "one").passed_over == {"one": 2}
+    assert repair_sessions(folder, "one").passed_over == {}
+    found = read_journal(path)
+    assert [run.status for run in found.runs] == ["ok", "ok", "ok"]
+    assert found.run(1).code == ""  # its intent was damaged
+    assert found.is_closed is closes
+    assert list(check_sessions(folder)) == []
+    with pytest.raises(SessionNotFoundError):
+        repair_sessions(folder, "nobody")
+
+
 def test_repair_makes_the_index_anew(folder: Path) -> None:
     write(folder, "one", "word")
     with SessionIndex(folder) as index:
@@ -202,3 +225,13 @@ def test_fork_at_what_is_no_end_of_a_run_is_refused(folder: Path) -> None:
         fork_session(folder, "one", at=2)
     with pytest.raises(SessionNotFoundError, match="Session not found: two"):
         fork_session(folder, "two")
+
+
+def test_a_record_that_is_there_twice_behind_the_trailer_is_told_of(tmp_path: Path) -> None:
+    with SessionJournal.create(tmp_path, "a") as journal:
+        journal.append(Run(run_id=1))
+    path = tmp_path / "a.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines, lines[1]]))
+    (problem,) = check_sessions(tmp_path)
+    assert "once more" in problem.reason
