@@ -5,8 +5,9 @@ The public names; each is imported when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from py_code_mode.guest.imports import lazily
 
 if TYPE_CHECKING:
     from py_code_mode.errors import (
@@ -128,15 +129,4 @@ __all__ = [
     "WorkflowNotFound",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOME)

@@ -11,6 +11,7 @@ CodeModeError
 ├── EnvironmentFailed            an interpreter or its packages could not be had
 │   └── InterpreterNotFound (LookupError)
 ├── ExecutorClosed               not started yet, or closed
+├── ExecutorInUse                it belongs to another session
 ├── ExecutorNotFound (LookupError)
 ├── ForeignCheckpoint (ValueError)  it belongs to another session
 ├── ForeignEventLoop (RuntimeError)  a session was used from another event loop than its own
@@ -18,6 +19,7 @@ CodeModeError
 ├── HandlesClosed (HandleError)  a SessionCache was used after its close
 ├── PersistenceError (RuntimeError)  a session's record could not be read or written
 │   ├── CorruptRecordError       a line of a journal is not what was written
+│   ├── InvalidRecord (ValueError)  what is no record, or has a field that does not fit
 │   ├── JournalWriteError        a record could not be written
 │   ├── LineageConsistencyError (ValueError)  a session's ancestors are missing, or a circle
 │   ├── ReplayDivergenceError    a replayed run did something else than the recorded one
@@ -60,6 +62,7 @@ UnsandboxedWarning (UserWarning)  code runs without the sandbox that it would ha
 from __future__ import annotations
 
 import shlex
+from reprlib import Repr
 
 from py_code_mode.guest.errors import (
     ArtifactError,
@@ -104,6 +107,7 @@ __all__ = [
     "DependencyNotAllowed",
     "EnvironmentFailed",
     "ExecutorClosed",
+    "ExecutorInUse",
     "ExecutorNotFound",
     "ForeignCheckpoint",
     "ForeignEventLoop",
@@ -117,6 +121,7 @@ __all__ = [
     "InvalidArtifact",
     "InvalidCall",
     "InvalidName",
+    "InvalidRecord",
     "InvalidRequirement",
     "InvalidWorkflow",
     "JournalWriteError",
@@ -156,6 +161,20 @@ __all__ = [
 ]
 
 
+_brief = Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother = 2, 80, 80
+
+
+def brief(value: object) -> str:
+    """A value as a message shows it: short, however large it is and however often it is in itself.
+
+    What YAML has made of a few lines may have more elements than a machine can print.
+    """
+    if isinstance(value, int) and value.bit_length() > 128:  # the longest are not printed at all
+        return f"a number of {value.bit_length()} bits"
+    return _brief.repr(value)
+
+
 class CapabilityMissing(CodeModeError):
     """The executor cannot do what was asked."""
 
@@ -183,7 +202,8 @@ class CheckpointRefused(CodeModeError):
 
     def __init__(self, session_id: str, reason: str) -> None:
         super().__init__(
-            f"session {session_id} cannot be copied now: {reason}. End or close it and try again"
+            f"session {session_id} cannot be copied now: {reason}. End or close what is in the "
+            "way, and try again"
         )
         self.session_id, self.reason = session_id, reason
 
@@ -239,6 +259,16 @@ class ExecutorClosed(CodeModeError):
     def __init__(self, executor: str, state: str) -> None:
         super().__init__(f"the {executor} executor is {state}; use it between start() and close()")
         self.executor, self.state = executor, state
+
+
+class ExecutorInUse(CodeModeError):
+    """An executor was given to a session that is, or was, another one's."""
+
+    def __init__(self, executor: str, session_id: str) -> None:
+        super().__init__(
+            f"the {executor} executor belongs to another session ({session_id}); make one for each"
+        )
+        self.executor, self.session_id = executor, session_id
 
 
 class ExecutorNotFound(CodeModeError, LookupError):
@@ -413,10 +443,15 @@ class CorruptRecordError(PersistenceError):
     def __init__(self, path: str, line: int | None, offset: int, reason: str) -> None:
         place = f"{path}:{line}" if line is not None else path
         super().__init__(
-            f"{place}: {reason} (byte {offset}). Read it with on_error='skip' for what else there "
-            "is"
+            f"{place}: {reason} (byte {offset}). `py-code-mode sessions check` tells all that is "
+            "wrong, `py-code-mode sessions repair ID` has the session go on without it, and "
+            "read_journal(..., on_error='skip') reads what else there is"
         )
         self.path, self.line, self.offset, self.reason = path, line, offset, reason
+
+
+class InvalidRecord(PersistenceError, ValueError):
+    """What is no record: not JSON, of an unknown type, or with a field that does not fit."""
 
 
 class JournalWriteError(PersistenceError):
@@ -451,8 +486,10 @@ class SchemaVersionError(PersistenceError):
 class SessionClosedError(PersistenceError):
     """A session's journal was closed, or belongs to another process."""
 
-    def __init__(self, session_id: str, reason: str = "its journal is closed") -> None:
-        super().__init__(f"session {session_id}: {reason}; reopen it to write more")
+    def __init__(
+        self, session_id: str, reason: str = "its journal is closed; reopen it to write more"
+    ) -> None:
+        super().__init__(f"session {session_id}: {reason}")
         self.session_id, self.reason = session_id, reason
 
 
@@ -461,7 +498,8 @@ class SessionExistsError(PersistenceError, ValueError):
 
     def __init__(self, session_id: str, path: str) -> None:
         super().__init__(
-            f"session {session_id} is on record already ({path}); reopen it, or take another id"
+            f"session {session_id} is on record already ({path}); go on with that one, or take "
+            "another id"
         )
         self.session_id, self.path = session_id, path
 
@@ -515,7 +553,7 @@ class StateNotTrusted(CodeModeError, PermissionError):
 
 
 class WorkspaceNotTrusted(CodeModeError, PermissionError):
-    """A workspace's tools run on this host, and somebody else may have written them.
+    """What a workspace runs on this host may have been written by somebody else.
 
     Attributes:
         folder: the workspace.
@@ -525,7 +563,7 @@ class WorkspaceNotTrusted(CodeModeError, PermissionError):
     def __init__(self, folder: str, doubts: tuple[str, ...]) -> None:
         shown = "; ".join(doubts[:3]) + (f"; and {len(doubts) - 3} more" if doubts[3:] else "")
         super().__init__(
-            f"the workspace {folder} is not trusted: {shown}. Its tools run on this machine with "
-            f"your rights. If you know whose they are: py-code-mode trust {shlex.quote(folder)}"
+            f"the workspace {folder} is not trusted: {shown}. What is in it runs on this machine "
+            f"with your rights. If you know who wrote it: py-code-mode trust {shlex.quote(folder)}"
         )
         self.folder, self.doubts = folder, doubts

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from py_code_mode.arguments import check_count
 from py_code_mode.guest.snapshot import snapshot
 from py_code_mode.guest.values import type_name
 from py_code_mode.guest.variables import is_large
@@ -249,6 +250,7 @@ class ExecutionResult:
         Args:
             max_tokens: bound of the text, in tokens of four UTF-8 bytes. What is left out is said.
         """
+        check_count("max_tokens", max_tokens)
         parts: list[str] = []
         if self.late:
             parts += _section("output since the previous run", self.late.stdout + self.late.stderr)

@@ -8,27 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import uuid
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, cast
 
 import anyio
 from anyio.abc import AsyncResource
 
+from py_code_mode.arguments import (
+    check,
+    check_callable,
+    check_choice,
+    check_count,
+    check_flag,
+    path_of,
+)
 from py_code_mode.errors import (
     CapabilityMissing,
     ConfigError,
     EnvironmentFailed,
     ExecutorClosed,
+    ExecutorInUse,
     ForeignCheckpoint,
     ForeignEventLoop,
     GuestDied,
+    InvalidCall,
     ReentrantRun,
     SessionClosed,
+    StoreError,
     WorkspaceNotTrusted,
 )
 from py_code_mode.execution.executor import (
@@ -37,20 +48,28 @@ from py_code_mode.execution.executor import (
     Checkpoint,
     Executor,
     OnEvent,
-    RunOutcome,
     RunRequest,
     Setup,
     seconds_of,
 )
 from py_code_mode.execution.supervisor import to_the_end
+from py_code_mode.origin import UNKNOWN, is_as_strong, is_sandboxed
 from py_code_mode.results import ExecutionResult, Handle, Snapshot, State, shorten
 from py_code_mode.scratch import Scratch
 from py_code_mode.storage import FileStorage, StorageBackend
-from py_code_mode.trust import check_trusted, expose, unexpose
+from py_code_mode.trust import check_link, check_trusted, check_unexposed, expose, unexpose
 from py_code_mode.workspace import FILE, WorkspaceConfig, check_apart, read_config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+        Sequence,
+    )
+    from pathlib import Path
 
     from py_code_mode.bindings import Bindings
     from py_code_mode.execution.sandbox import BackendChoice
@@ -110,12 +129,14 @@ class Session(AsyncResource):
         sync_deps_on_start: install the configured requirements at the start.
         workdir: the guest's current directory; None means a private one, removed at the close.
         record: write what happens into a journal in the storage's folder ``sessions``; None means
-            yes, where there is such a folder and it can be written.
+            yes, where there is such a folder and it can be written. The folder may be a link that
+            you made. A link of another user's is not followed, and in a workspace that sandboxed
+            code could write to nothing is recorded: it could be led elsewhere, or altered.
         redact: is given every record as a dict before it is written, and gives what is written:
             for what must not be on the disk. Bytes, and small tables, are base64 in it. What it
             cannot look into is not written then: variables (a resumed session executes its runs
             again), and large tables and arrays. A digest of each call's arguments is written, of
-            what they were.
+            what they were. Given, it means ``record=True`` unless that is False.
     """
 
     def __init__(
@@ -128,6 +149,16 @@ class Session(AsyncResource):
         record: bool | None = None,
         redact: Redact | None = None,
     ) -> None:
+        check("storage", storage, StorageBackend, "a storage, such as FileStorage(path)")
+        check(
+            "executor",
+            executor,
+            (Executor, NoneType),
+            "an executor, such as one made by SubprocessExecutor()",
+        )
+        check_flag("sync_deps_on_start", sync_deps_on_start)
+        check("record", record, (bool, NoneType), "True, False or None")
+        check_callable("redact", redact)
         if executor is None:
             from py_code_mode.execution.in_process import InProcessExecutor
 
@@ -136,7 +167,7 @@ class Session(AsyncResource):
         self._executor = executor
         self._sync_deps_on_start = sync_deps_on_start
         # resolved now, as a policy's paths: a link that comes later is not followed
-        self._given_workdir = Path(workdir).expanduser().resolve() if workdir is not None else None
+        self._given_workdir = None if workdir is None else path_of("workdir", workdir).resolve()
         self._id = str(uuid.uuid4())
         self._phase: _Phase = "not started"
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -148,9 +179,11 @@ class Session(AsyncResource):
         self._runs = 0
         self._running: int | None = None
         self._said = WorkspaceConfig()
-        self._is_exposed = False
+        self._has_exposed = False
         self._handles: SessionHandles | None = None
         self._bindings: Bindings | None = None
+        if redact is not None and record is None:
+            record = True
         if record and not isinstance(storage, FileStorage):
             raise ConfigError("record", "only sessions with FileStorage can be recorded")
         self._is_recorded = record
@@ -159,6 +192,8 @@ class Session(AsyncResource):
         self._resumption: Resumption | None = None
         self._resumed: Resumed | None = None
         self._transcript: Transcript | None = None
+        #: there was no workspace when it started, so that it is not recorded
+        self._has_no_record_yet = False
         self._notes: list[str] = []
 
     # -- making one
@@ -175,13 +210,15 @@ class Session(AsyncResource):
         policy: Policy | None = None,
         workdir: str | Path | None = None,
         record: bool | None = None,
+        redact: Redact | None = None,
     ) -> Session:
         """A session for a workspace folder; its ``config.yaml`` may choose the executor.
 
         Args:
             base: the folder with tools/, workflows/, artifacts/ and requirements.txt; what is
                 missing is empty.
-            timeout: seconds a run may take; None means no limit.
+            timeout: seconds a run may take; None means no limit. Where neither this nor the file
+                says it, it is 30 in this process and 60 with any other executor.
             extra_deps: packages beyond requirements.txt.
             allow_runtime_deps: whether ``deps.add`` and ``deps.remove`` work.
             sync_deps_on_start: install the configured packages when the session starts.
@@ -189,6 +226,7 @@ class Session(AsyncResource):
             workdir: the code's current directory; None means a private one, removed at the close.
             record: whether to write a journal, in the folder's ``sessions``; None means where it
                 can be written.
+            redact: takes out of the journal what must not be on the disk; see `Session`.
 
         Raises:
             ConfigError: ``config.yaml`` does not hold, or asks for a policy where none can be
@@ -197,14 +235,14 @@ class Session(AsyncResource):
         """
         return cls._for_workspace(
             base,
-            None,
-            timeout,
-            sync_deps_on_start,
-            workdir,
-            record,
-            policy,
-            extra_deps=extra_deps,
-            allow_runtime_deps=allow_runtime_deps,
+            executor=None,
+            timeout=timeout,
+            policy=policy,
+            options={"extra_deps": extra_deps, "allow_runtime_deps": allow_runtime_deps},
+            sync_deps_on_start=sync_deps_on_start,
+            workdir=workdir,
+            record=record,
+            redact=redact,
         )
 
     @classmethod
@@ -224,6 +262,7 @@ class Session(AsyncResource):
         pool: int = 0,
         workdir: str | Path | None = None,
         record: bool | None = None,
+        redact: Redact | None = None,
     ) -> Session:
         """A session for a workspace folder, in a worker process with an environment of its own.
 
@@ -240,21 +279,25 @@ class Session(AsyncResource):
             protect: when variables are kept safe from what a run may do to the worker.
             pool: sessions that are kept ready.
         """
+        options = {
+            "extra_deps": extra_deps,
+            "allow_runtime_deps": allow_runtime_deps,
+            "python_version": python_version,
+            "cache_venv": cache_venv,
+            "backend": backend,
+            "protect": protect,
+            "pool": pool,
+        }
         return cls._for_workspace(
             base_path,
-            "subprocess",
-            timeout,
-            sync_deps_on_start,
-            workdir,
-            record,
-            policy,
-            backend=backend,
-            protect=protect,
-            pool=pool,
-            extra_deps=extra_deps,
-            allow_runtime_deps=allow_runtime_deps,
-            python_version=python_version,
-            cache_venv=cache_venv,
+            executor="subprocess",
+            timeout=timeout,
+            policy=policy,
+            options=options,
+            sync_deps_on_start=sync_deps_on_start,
+            workdir=workdir,
+            record=record,
+            redact=redact,
         )
 
     @classmethod
@@ -268,6 +311,7 @@ class Session(AsyncResource):
         sync_deps_on_start: bool = False,
         workdir: str | Path | None = None,
         record: bool | None = None,
+        redact: Redact | None = None,
     ) -> Session:
         """A session for a workspace folder, in this process: fastest, no isolation.
 
@@ -275,28 +319,31 @@ class Session(AsyncResource):
         """
         return cls._for_workspace(
             base_path,
-            "in_process",
-            timeout,
-            sync_deps_on_start,
-            workdir,
-            record,
-            None,
-            extra_deps=extra_deps,
-            allow_runtime_deps=allow_runtime_deps,
+            executor="in_process",
+            timeout=timeout,
+            policy=None,
+            options={"extra_deps": extra_deps, "allow_runtime_deps": allow_runtime_deps},
+            sync_deps_on_start=sync_deps_on_start,
+            workdir=workdir,
+            record=record,
+            redact=redact,
         )
 
     @classmethod
     def _for_workspace(
         cls,
         base: str | Path,
+        *,
         executor: str | None,
         timeout: float | None,
-        sync_deps_on_start: bool,
-        workdir: str | Path | None,
-        record: bool | None,
         policy: Policy | None,
-        **options: Any,
+        options: dict[str, Any],
+        **of_session: Any,
     ) -> Session:
+        if policy is not None:
+            from py_code_mode.sandbox.policy import Policy
+
+            check("policy", policy, Policy, "a Policy, such as Policy(network='none')")
         storage = FileStorage(base)
         said = read_config(storage.base_path)
         name = executor or said.executor or "in_process"
@@ -312,13 +359,7 @@ class Session(AsyncResource):
             else:
                 timeout = float(timeout)
         options["default_timeout"] = timeout
-        return cls(
-            storage,
-            _make_executor(name, options),
-            sync_deps_on_start,
-            workdir=workdir,
-            record=record,
-        )
+        return cls(storage, _make_executor(name, options), **of_session)
 
     @classmethod
     def resume(
@@ -335,7 +376,8 @@ class Session(AsyncResource):
         """A session that goes on where a recorded one ended; enter it with ``async with``.
 
         Its variables are back, no tool is called for it, and what comes is recorded behind what
-        there is. `resumed` tells what came back.
+        there is. `resumed` tells what came back. An array that was a view of another's memory, and
+        was saved, comes back as an array of its own.
 
         Args:
             session: the id of a session in the storage; for ``transcript`` a `Transcript`.
@@ -355,8 +397,8 @@ class Session(AsyncResource):
             StateNotTrusted: it was written in stronger isolation.
             ReplayDivergenceError: the code does not do again what it did.
         """
-        if mode not in ("restore", "replay", "transcript"):
-            raise ValueError(f"mode must be restore, replay or transcript, not {mode!r}")
+        check_choice("mode", mode, ("restore", "replay", "transcript"))
+        check_flag("trusted", trusted)
         if not isinstance(storage, FileStorage):
             raise ConfigError("resume", "only sessions with FileStorage are recorded")
         made = cls(storage, executor, **options)
@@ -367,15 +409,25 @@ class Session(AsyncResource):
             from py_code_mode.resume import Resumption
 
             if mode == "transcript":
-                raise TypeError("mode='transcript' takes a Transcript, not the id of a session")
+                raise InvalidCall(
+                    "Session.resume",
+                    "mode='transcript' takes a Transcript: load_session(id).to_transcript()",
+                )
             made._id = check_session_id(session)
             made._resumption = Resumption(
                 made._id, mode=mode, on_ambiguous=on_ambiguous, trusted=trusted
             )
-        elif mode != "transcript":
-            raise TypeError(f"mode={mode!r} takes the id of a session")
-        else:
-            made._transcript = session
+            return made
+        from py_code_mode.journal.chunks import Transcript
+
+        if not isinstance(session, Transcript):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidCall(
+                "Session.resume",
+                f"session must be the id of a session, or a Transcript, not {session!r}",
+            )
+        if mode != "transcript":
+            raise InvalidCall("Session.resume", f"mode={mode!r} takes the id of a session")
+        made._transcript = session
         return made
 
     # -- facts
@@ -430,6 +482,7 @@ class Session(AsyncResource):
 
         Raises:
             SessionClosed: the session was closed, before or meanwhile.
+            ExecutorInUse: the executor is, or was, another session's.
             EnvironmentFailed: the interpreter, its packages or the requirements cannot be had.
             ConfigError: the workspace's file and the executor do not agree.
             ConfinementFailed: a layer of the sandbox, which this machine should have, failed.
@@ -480,12 +533,9 @@ class Session(AsyncResource):
             is_workdir_private=self._given_workdir is None,
             overlay=scratch.packages,
         )
-        await self._executor.start(setup, self._answer)
-        self._check_exposure(is_new=is_new)
-        if self._is_exposed:
-            # before any code runs: other sessions may find what it makes while this one is open
-            assert isinstance(self._storage, FileStorage)
-            await anyio.to_thread.run_sync(expose, self._storage.base_path)
+        await self._start_executor(setup)
+        await self._expose(is_new=is_new)
+        await anyio.to_thread.run_sync(self._check_settings)
         self._namespaces = self._compose(registry, scratch, said, SessionHandles())
         await self._begin_record()
         if self._sync_deps_on_start:
@@ -493,6 +543,17 @@ class Session(AsyncResource):
             if report["failed"]:
                 reasons = "; ".join(report["errors"].values())
                 raise EnvironmentFailed("the configured requirements", reasons)
+
+    async def _start_executor(self, setup: Setup) -> None:
+        if self._executor.session_id is not None:
+            raise ExecutorInUse(self._executor.name, self._executor.session_id)
+        self._executor.session_id = self._id  # close() may come from now on
+        await self._executor.start(setup, self._answer)
+
+    @property
+    def _has_executor(self) -> bool:
+        """Whether the executor is this session's to close: it may be another's."""
+        return self._executor.session_id == self._id
 
     def _compose(
         self,
@@ -516,6 +577,7 @@ class Session(AsyncResource):
             extra=config.extra_deps or (),
             allow_runtime=config.allow_runtime_deps,
             isolation=self._executor.isolation,
+            gate=self._gate(),
         )
         return Namespaces(
             tools=registry,
@@ -525,6 +587,7 @@ class Session(AsyncResource):
             handles=handles,
             isolation=self._executor.isolation,
             allowed_deps=said.allowed_deps,
+            gate=self._gate(),
         )
 
     def _check_workspace(self) -> WorkspaceConfig:
@@ -536,7 +599,7 @@ class Session(AsyncResource):
             WorkspaceNotTrusted: somebody else may have written what would run here.
         """
         config = self._executor.config
-        tools = config.tools_path
+        tools = config.tools_folder
         if tools is not None:
             check_trusted(tools, (tools,))
         if not isinstance(self._storage, FileStorage):
@@ -545,7 +608,7 @@ class Session(AsyncResource):
         check_trusted(base, None if tools is None else (base / FILE,))
         said = read_config(base)
         policy = cast("Policy | None", getattr(config, "policy", None))
-        required = said.required_policy()
+        required = said.required_policy(policy)
         if required is not None and (policy is None or not policy.stronger_or_equal(required)):
             _check_enforceable(self._executor.name, str(said.path))
             raise ConfigError(
@@ -559,32 +622,57 @@ class Session(AsyncResource):
         check_apart((*granted, *also_read), base)
         return said
 
-    def _check_exposure(self, *, is_new: bool) -> None:
-        """See that sandboxed code cannot write to its own workspace.
-
-        Where there was none, code may make one in a folder that it may write to: its tools are not
-        used, neither here nor by later sessions.
-        """
-        from py_code_mode.origin import is_sandboxed
-
+    def _gate(self) -> Callable[[str], None] | None:
+        """Refuses what others have put into the workspace, to code that would act on this host."""
         storage = self._storage
-        if not isinstance(storage, FileStorage) or not is_sandboxed(self._executor.isolation):
+        if not isinstance(storage, FileStorage) or is_as_strong(self._executor.isolation, UNKNOWN):
+            return None
+        base = storage.base_path
+        return lambda part: check_trusted(base, (base / part,))
+
+    def _check_settings(self) -> None:
+        """See that no sandboxed code took away the file that asks for a sandbox here.
+
+        Raises:
+            WorkspaceNotTrusted: it may have, and this session has none.
+        """
+        if self._gate() is None or not isinstance(self._storage, FileStorage):
+            return
+        base = self._storage.base_path
+        if any(os.path.lexists(base / name) for name in ("tools", "workflows", "requirements.txt")):
+            check_unexposed(base, base / FILE)
+
+    async def _expose(self, *, is_new: bool) -> None:
+        """See that sandboxed code cannot write to its workspace, and remember where it can write.
+
+        It may make a workspace there, or tools in one: they are not used, neither here nor by later
+        sessions, until somebody has looked at them.
+
+        Args:
+            is_new: there is no workspace yet.
+        """
+        if not is_sandboxed(self._executor.isolation):
             return
         workdir = () if self._given_workdir is None else (self._given_workdir,)
-        if not is_new:
-            check_apart(workdir, storage.base_path, source="workdir")
-            return
         policy = cast("Policy | None", getattr(self._executor.config, "policy", None))
         writable = (*workdir, *(policy.write if policy is not None else ()))
-        base = storage.base_path.resolve()
-        self._is_exposed = any(base.is_relative_to(place.resolve()) for place in writable)
-
-    def _check_tools(self, base: Path) -> None:
-        if self._is_exposed:
-            raise WorkspaceNotTrusted(
-                str(base), ("its tools were made while sandboxed code could write there",)
-            )
-        check_trusted(base)
+        if not writable:
+            return
+        is_within = False
+        if isinstance(self._storage, FileStorage):
+            if not is_new:
+                check_apart(workdir, self._storage.base_path, source="workdir")
+            base = self._storage.base_path.resolve()
+            is_within = any(base.is_relative_to(place.resolve()) for place in writable)
+        self._has_exposed = True
+        try:
+            # before any code runs: other sessions may find what it makes while this one is open
+            await anyio.to_thread.run_sync(partial(expose, writable, self._id))
+        except (ConfigError, StoreError, OSError) as error:
+            self._has_exposed = False
+            if is_within:
+                raise  # its own tools would not be doubted
+            self._notes.append(f"what this code leaves for later will not be doubted: {error}")
 
     async def close(self) -> None:
         """End the guest and remove what the session made; a run that is going on is interrupted.
@@ -598,7 +686,8 @@ class Session(AsyncResource):
         async def end() -> None:
             if before == "open" and self._running is None and self._recorder is not None:
                 await self._recorder.save(self._executor)
-            await self._executor.close()
+            if self._has_executor:
+                await self._executor.close()
             if self._recorder is not None and not is_serving:
                 # a run that was interrupted is written down as that
                 with anyio.move_on_after(RECORD_TIMEOUT):
@@ -611,7 +700,8 @@ class Session(AsyncResource):
         await to_the_end(end)
 
     async def _free(self) -> None:
-        await self._executor.close()
+        if self._has_executor:
+            await self._executor.close()
         if self._recorder is not None:
             await self._recorder.close()
         if self._bindings is not None:
@@ -621,10 +711,11 @@ class Session(AsyncResource):
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             await anyio.to_thread.run_sync(scratch.remove)
-        if self._is_exposed and isinstance(self._storage, FileStorage):
-            base = self._storage.base_path
-            is_made = any((base / name).exists() for name in ("tools", FILE))
-            await anyio.to_thread.run_sync(expose if is_made else unexpose, base)
+        if self._has_exposed:
+            self._has_exposed = False
+            # else the folders stay doubted as if code could write there still
+            with suppress(ConfigError, StoreError, OSError):
+                await anyio.to_thread.run_sync(unexpose, self._id)
 
     async def aclose(self) -> None:
         """The same as `close`."""
@@ -655,14 +746,19 @@ class Session(AsyncResource):
         Raises:
             SessionClosed: the session is not open.
             ReentrantRun: called by a tool that a run of this session is waiting for.
+            PersistenceError: the run, or what came before it, cannot be written into the record; it
+                was not executed. `flush` tells when runs go on.
             ValueError: the timeout is not above zero.
         """
         code = _checked(code)
         limit = self._limit(timeout)
+        check_callable("on_output", on_output)
         self._check_loop()
         self._check_not_serving()
         async with self._turn:
             self._check_open()
+            if self._has_no_record_yet:
+                await self._begin_record_late()
             self._runs += 1
             self._running = self._runs
             # seen by the calls that this run makes, and by its callback
@@ -674,7 +770,7 @@ class Session(AsyncResource):
             try:
                 await self._renew_bindings()
                 if self._recorder is not None:
-                    self._recorder.begin_run(self._runs, code, limit)
+                    await self._recorder.begin_run(self._runs, code, limit)
                     is_begun = True
                 outcome = await self._executor.run(request, on_output)
             except BaseException as error:
@@ -694,13 +790,24 @@ class Session(AsyncResource):
                 held = [outcome.value] if isinstance(outcome.value, Handle) else []
                 handles.note([*outcome.handles, *held], request.run_id, code)
                 made = handles.take_made()
-            result = _result(outcome, request.run_id, made, self._take_notes())
+            if self._has_no_record_yet and self._phase == "open":
+                await self._begin_record_late()  # of which the run's own result tells
+            notes, is_recorded = self._take_notes(), False
             if self._phase != "open":
                 await to_the_end(partial(self._cut_short, request.run_id))
             elif self._recorder is not None:
-                result = replace(result, recorded=await self._recorder.end_run(result))
+                is_recorded = await self._recorder.end_run(
+                    request.run_id, outcome, made=made, notes=notes
+                )
+                if not is_recorded:
+                    notes.append(
+                        f"not on record: {self._recorder.broken}; nothing more is run until "
+                        "`await session.flush()` works"
+                    )
                 await self._recorder.save_if_due(self._executor)
-            return result
+            return outcome.to_result(
+                request.run_id, made=made, notes=notes, is_recorded=is_recorded
+            )
 
     @property
     def _restored_to(self) -> int:
@@ -756,14 +863,22 @@ class Session(AsyncResource):
         """Clear user-defined variables, keep namespaces and handles; waits for a run.
 
         What was `put` is a variable again afterwards.
+
+        Raises:
+            PersistenceError: it is not on record; it may have been done. See `flush`.
         """
-        async with self._exclusive():
+
+        async def go_back() -> None:
             self._expire_bindings(0)
             try:
                 await self._executor.reset()
-            finally:  # cancelled, the guest does it all the same
+            finally:  # a guest that has ended meanwhile has forgotten them, too
                 if self._recorder is not None:
                     await self._recorder.go_back("reset", 0)
+
+        async with self._exclusive(), self._on_record():
+            # cancelled, the guest does it all the same
+            await to_the_end(go_back)
             await self._open_namespaces().dependencies.apply_removals()
             await self._renew_bindings()
 
@@ -779,31 +894,48 @@ class Session(AsyncResource):
         Raises:
             CapabilityMissing: the executor cannot do it on this machine.
             CheckpointRefused: it cannot be done now: threads are running, a socket or a pipe is
-                open, a database is in a transaction.
+                open, a database is in a transaction, or the limit on processes leaves no room for
+                what is kept to wake again.
+            PersistenceError: what came before is not on record; see `flush`.
         """
         executor = self._branching()
         async with self._exclusive():
+            await self._settle_record()
             checkpoint = await executor.checkpoint()
-            await self._tell("checkpoint")
+            try:
+                if self._recorder is not None:
+                    self._recorder.take_checkpoint(checkpoint)
+                await self._tell("checkpoint")
+            except BaseException:
+                checkpoint.close()  # nobody gets it
+                raise
             return checkpoint
 
     async def rollback(self, checkpoint: Checkpoint) -> None:
         """Go back to a checkpoint of this session, as often as one likes.
 
-        Waits for a run that is going on. Runs that come after it are counted on.
+        Waits for a run that is going on. Runs that come after it are counted on. Cancelled, it has
+        either done nothing, or all of it, the record included.
 
         Raises:
             CheckpointClosed: it is closed, or its sandbox has ended; nothing has changed.
+            CheckpointRefused: there is no room for one more process now; nothing has changed.
             ForeignCheckpoint: another session took it.
+            PersistenceError: it is not on record; it may have been done. See `flush`.
         """
         executor = self._branching()
+        check("checkpoint", checkpoint, Checkpoint, "what Session.checkpoint has given")
         if checkpoint.session_id != self._id:
             raise ForeignCheckpoint(self._id, checkpoint.session_id)
-        async with self._exclusive():
+
+        async def go_back() -> None:
             await executor.rollback(checkpoint)
             self._expire_bindings(checkpoint.run_id)
             if self._recorder is not None:
-                await self._recorder.go_back("rollback", checkpoint.run_id)
+                await self._recorder.go_back("rollback", checkpoint.run_id, to=checkpoint)
+
+        async with self._exclusive(), self._on_record():
+            await to_the_end(go_back)
             await self._renew_bindings()
 
     async def fork(self) -> Session:
@@ -820,9 +952,11 @@ class Session(AsyncResource):
         Raises:
             CapabilityMissing: the executor cannot do it on this machine.
             CheckpointRefused: it cannot be done now.
+            PersistenceError: what came before is not on record; see `flush`.
         """
         executor = self._branching()
         async with self._exclusive():
+            await self._settle_record()
             other = Session(
                 self._storage,
                 executor,
@@ -834,22 +968,24 @@ class Session(AsyncResource):
                 await other._start_as_copy(self, executor)
             except BaseException:
                 other._phase = "closed"
-                if other._executor is not executor:
-                    await to_the_end(other._free)
-                elif other._scratch is not None:
-                    await to_the_end(partial(anyio.to_thread.run_sync, other._scratch.remove))
+                await to_the_end(other._free)
                 raise
             return other
 
     async def _start_as_copy(self, origin: Session, executor: BranchingExecutor) -> None:
         assert origin._scratch is not None
-        self._said, self._is_exposed = origin._said, origin._is_exposed
+        self._said = origin._said
         registry = self._tools()
         registry.add_those_of(origin._tools())
         self._scratch = origin._scratch.share()  # at once: the origin may be closed meanwhile
         self._executor = await executor.fork(self._id, self._answer)
+        self._executor.session_id = self._id
+        await self._expose(is_new=True)
         self._loop = origin._loop
         self._runs = origin._runs
+        self._has_no_record_yet = origin._has_no_record_yet
+        if origin._recorder is not None:
+            await origin._recorder.catch_up()
         handles = await anyio.to_thread.run_sync(origin._open_handles().copy)
         self._namespaces = self._compose(registry, self._scratch, self._said, handles)
         assert self._bindings is not None
@@ -884,7 +1020,8 @@ class Session(AsyncResource):
     async def flush(self) -> None:
         """Wait until everything on record so far is on the disk.
 
-        Where a record could not be written, runs are refused until this works.
+        Where a record could not be written, it is kept in memory, and runs and changes of the
+        variables are refused until this works; each tries it first.
 
         Raises:
             PersistenceError: it cannot be written.
@@ -893,20 +1030,47 @@ class Session(AsyncResource):
         if self._recorder is not None:
             await self._recorder.flush()
 
+    async def _settle_record(self) -> None:
+        """See that what has happened is on record, before something else happens."""
+        if self._recorder is not None:
+            await self._recorder.settle()
+
+    @asynccontextmanager
+    async def _on_record(self) -> AsyncGenerator[None]:
+        """Do what nobody may do without its record.
+
+        Raises:
+            PersistenceError: what came before is not on record, so that it was not done; or it was,
+                and is not on record itself.
+        """
+        await self._settle_record()
+        yield
+        if self._recorder is not None and self._recorder.broken is not None:
+            raise self._recorder.broken
+
     async def _begin_record(self, origin: Recorder | None = None) -> None:
         """Open the journal, and bring back what is to be resumed from it."""
         if self._is_recorded is False or not isinstance(self._storage, FileStorage):
             return
         is_wanted = bool(self._is_recorded or self._resumption or self._transcript)
         if not is_wanted and not self._storage.base_path.is_dir():
+            self._has_no_record_yet = True
             return  # there is no workspace, and a session alone makes none
         from py_code_mode.errors import PersistenceError
         from py_code_mode.recorder import Recorder
 
         folder = self._storage.base_path / SESSIONS
+        try:
+            await anyio.to_thread.run_sync(self._check_sessions, folder)
+        except (WorkspaceNotTrusted, ConfigError) as error:
+            if is_wanted:
+                raise
+            self._notes.append(f"the session is not recorded: {error}")
+            return
         if self._resumption is not None:
             reopen = partial(Recorder.reopen, folder, self._id, self._redact, self._resumption.mode)
             self._recorder = await anyio.to_thread.run_sync(reopen)
+            self._follow_handles(self._recorder)
             await self._bring_back(self._recorder)
             return
         create = partial(
@@ -924,27 +1088,53 @@ class Session(AsyncResource):
             if is_wanted:
                 raise
             self._notes.append(f"the session is not recorded: {error}")
+            return
+        self._follow_handles(self._recorder)
+
+    async def _begin_record_late(self) -> None:
+        """Record from here on, where there is a workspace now, and nothing has happened yet."""
+        if not cast("FileStorage", self._storage).base_path.is_dir():
+            return
+        self._has_no_record_yet = False
+        if self._runs or self._open_handles().handle_names():
+            self._notes.append(
+                "the session is not recorded: there was no workspace when it started; "
+                "record=True makes one"
+            )
+        else:
+            await self._begin_record()
+
+    def _check_sessions(self, folder: Path) -> None:
+        """See that nobody else decides where, and what, is on record.
+
+        Raises:
+            WorkspaceNotTrusted: sandboxed code, or another user, may do so.
+            ConfigError: the record of what is trusted cannot be used.
+        """
+        check_unexposed(folder.parent, folder)
+        check_link(folder)
+        gate = self._gate()
+        if self._resumption is not None and gate is not None:
+            gate(SESSIONS)
+
+    def _follow_handles(self, recorder: Recorder) -> None:
+        assert self._bindings is not None
+        recorder.follow(self._open_handles(), self._bindings)
 
     async def _bring_back(self, recorder: Recorder) -> None:
+        from py_code_mode.resume import Guest
+
         assert self._resumption is not None
         assert self._bindings is not None
-
-        async def end_again(run_id: int, outcome: RunOutcome) -> None:
-            await recorder.end_run(_result(outcome, run_id, {}, ()))
-
-        self._resumed = resumed = await self._resumption.carry_out(
-            recorder.path,
-            self._executor,
-            self._open_handles(),
-            self._bindings,
-            self._open_namespaces().dependencies,
-            tell=recorder.tell,
-            take_up_run=recorder.take_up_run,
-            end_again=end_again,
+        guest = Guest(
+            executor=self._executor,
+            handles=self._open_handles(),
+            bindings=self._bindings,
+            dependencies=self._open_namespaces().dependencies,
         )
+        self._resumed = resumed = await self._resumption.carry_out(guest, recorder)
         self._runs = resumed.last_run
         self._notes += resumed.notes()
-        recorder.take_up(resumed.at_run, is_saved=not resumed.replayed)
         if resumed.skipped:
             await self._tell("skip", run_ids=list(resumed.skipped))
 
@@ -977,6 +1167,8 @@ class Session(AsyncResource):
         shared with the guest, not copied; the guest's is its own to change. What cannot cross as
         data is pickled, which needs its class in the guest.
 
+        Cancelled, it has either done nothing, or all of it, the record included.
+
         Args:
             name: of the handle, and of the variable where guest code has none of this name; else
                 the guest finds it as ``handles[name]``.
@@ -992,18 +1184,20 @@ class Session(AsyncResource):
             InvalidName: (a ValueError) the name is not an identifier, or belongs to a namespace.
             ValueNotPortable: the value would not cross unaltered; nothing has changed.
             GuestDied: the guest ended meanwhile; the next one finds the value.
+            PersistenceError: it is not on record; it may have been done. See `flush`.
         """
         from py_code_mode.namespaces import check_name
 
         self._executor.require(Capability.EXCHANGE)
+        check_flag("overwrite", overwrite)
         check_name(name)
-        async with self._exclusive():
+        async with self._exclusive(), self._on_record():
             bindings = await self._renew_bindings()
-            used = await bindings.put(name, value, overwrite=overwrite, semantics=semantics)
-            if self._recorder is not None:
-                put = partial(self._recorder.put, self._runs, used, value, overwrite=overwrite)
-                await to_the_end(put)
-            return used
+            try:
+                return await bindings.put(name, value, overwrite=overwrite, semantics=semantics)
+            finally:  # cancelled, it may have been done all the same
+                if self._recorder is not None:
+                    await self._recorder.catch_up()
 
     async def get(self, name: str | Handle) -> object:
         """Give the value of a guest's variable or of a handle; waits for a run.
@@ -1066,12 +1260,12 @@ class Session(AsyncResource):
             from py_code_mode.stores import FileStore
             from py_code_mode.tools.registry import ToolRegistry
 
-            folder, store, gate = self._executor.config.tools_path, None, None
+            folder, store, gate = self._executor.config.tools_folder, None, None
             if folder is not None:
                 store, gate = FileStore(folder), partial(check_trusted, folder, (folder,))
             elif isinstance(self._storage, FileStorage):
                 base = self._storage.base_path
-                folder, gate = base / "tools", partial(self._check_tools, base)
+                folder, gate = base / "tools", partial(check_trusted, base)
             store = store or self._storage.get_tool_store()
             self._registry = ToolRegistry(store, folder=folder, gate=gate)
         return self._registry
@@ -1159,15 +1353,25 @@ class Session(AsyncResource):
 
     async def add_dep(self, package: str) -> dict[str, Any]:
         """Add and install a dependency: keys installed, already_present, failed."""
-        report = await self._open_namespaces().deps.add(package)
-        await self._tell("dep", op="add", package=package)
-        return report
+        return await self._change_deps("add", package, self._open_namespaces().deps.add)
 
     async def remove_dep(self, package: str) -> dict[str, Any]:
         """Remove a dependency: keys removed, not_found, failed, removed_from_config."""
-        report = await self._open_namespaces().deps.remove(package)
-        await self._tell("dep", op="remove", package=package)
-        return report
+        return await self._change_deps("remove", package, self._open_namespaces().deps.remove)
+
+    async def _change_deps(
+        self, op: str, package: str, change: Callable[[str], Awaitable[dict[str, Any]]]
+    ) -> dict[str, Any]:
+        is_refused = False
+        async with self._on_record():
+            try:
+                return await change(package)
+            except Exception:
+                is_refused = True
+                raise
+            finally:  # cancelled, it may have been done, in part or in whole
+                if not is_refused:
+                    await to_the_end(partial(self._tell, "dep", op=op, package=package))
 
     async def sync_deps(self) -> dict[str, Any]:
         """Install all configured dependencies: keys installed, already_present, failed."""
@@ -1181,6 +1385,7 @@ class Session(AsyncResource):
         Args:
             max_tokens: of four UTF-8 bytes each.
         """
+        check_count("max_tokens", max_tokens)
         namespaces = self._open_namespaces()
         lines = [_INTRODUCTION]
         for title, entries in (
@@ -1250,26 +1455,6 @@ def _checked(code: object) -> str:
     if len(code) > MAX_CODE:
         raise ValueError(f"code has {len(code)} characters, the limit is {MAX_CODE}: use a file")
     return str.__str__(code)
-
-
-def _result(
-    outcome: RunOutcome, run_id: int, made: Mapping[str, Snapshot], notes: Sequence[str]
-) -> ExecutionResult:
-    return ExecutionResult(
-        value=outcome.value,
-        stdout=outcome.stdout,
-        error=str(outcome.failure) if outcome.failure is not None else None,
-        stderr=outcome.stderr,
-        displays=outcome.displays,
-        handles={**{handle.name: handle.snapshot for handle in outcome.handles}, **made},
-        state=outcome.state,
-        restored_to=outcome.restored_to,
-        failure=outcome.failure,
-        duration=outcome.duration,
-        run_id=run_id,
-        late=outcome.late,
-        notes=(*notes, *outcome.notes),
-    )
 
 
 def _check_enforceable(name: str, source: str) -> None:

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -26,7 +27,6 @@ from py_code_mode.errors import RuntimeDepsDisabled, SessionClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +38,50 @@ MADE: dict[str, Make] = {
     "subprocess": Session.subprocess,
     "inprocess": Session.inprocess,
 }
+
+
+def redact(record: dict[str, Any]) -> dict[str, Any]:
+    return record
+
+
+#: What each keyword of a constructor is set to, and where it has to arrive.
+PASSED: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "timeout": (7.0, lambda session: session._executor.config.default_timeout),
+    "extra_deps": (("tomli",), lambda session: session._executor.config.extra_deps),
+    "allow_runtime_deps": (False, lambda session: session._executor.config.allow_runtime_deps),
+    "sync_deps_on_start": (True, lambda session: session._sync_deps_on_start),
+    "python_version": ("3.13", lambda session: session._executor.config.python_version),
+    "cache_venv": (False, lambda session: session._executor.config.cache_venv),
+    "policy": (Policy(processes=7), lambda session: session._executor.config.policy),
+    "backend": ("landlock", lambda session: session._executor.config.backend),
+    "protect": ("off", lambda session: session._executor.config.protect),
+    "pool": (3, lambda session: session._executor.config.pool),
+    "workdir": (Path("/tmp").resolve(), lambda session: session._given_workdir),
+    "record": (False, lambda session: session._is_recorded),
+    "redact": (redact, lambda session: session._redact),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "keyword"),
+    [
+        (name, keyword)
+        for name, make in MADE.items()
+        for keyword in list(inspect.signature(make).parameters)[1:]
+    ],
+)
+def test_every_constructor_passes_every_keyword_on(tmp_path: Path, name: str, keyword: str) -> None:
+    if keyword == "policy":  # which needs an executor that can keep it
+        (tmp_path / "config.yaml").write_text("executor: subprocess")
+    given, arrived = PASSED[keyword]
+    assert arrived(MADE[name](tmp_path, **{keyword: given})) == given
+    assert arrived(MADE[name](tmp_path)) != given
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_constructor_takes_what_session_takes(name: str) -> None:
+    of_session = set(inspect.signature(Session).parameters) - {"storage", "executor"}
+    assert of_session <= set(inspect.signature(MADE[name]).parameters)
 
 
 @pytest.fixture
@@ -121,6 +165,7 @@ COMMON: dict[str, tuple[str, object]] = {
     "sync_deps_on_start": ("keyword", False),
     "workdir": ("keyword", None),
     "record": ("keyword", None),
+    "redact": ("keyword", None),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,13 @@ from py_code_mode import (
 from py_code_mode.errors import ForeignCheckpoint, GuestDied
 from py_code_mode.sandbox.probe import probe
 
+from .session_executors import cancel_at_first_output
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from py_code_mode import Checkpoint
 
 pytestmark = pytest.mark.anyio
 PATIENCE = 60.0
@@ -108,10 +113,8 @@ async def test_variables_put_between_runs_are_protected_too(tmp_path: Path) -> N
         assert await value(guest, "given") == [1, 2]
 
 
-async def kill_worker(of: Session) -> None:
-    """End the process of a session from outside, while no run goes on."""
-    mark = f"marks-{of.id}"
-    await value(of, f"import ctypes; n = ctypes.CDLL(None).prctl(15, {mark[:15].encode()!r})")
+async def until_protected(of: Session) -> None:
+    """Wait for the copy that is made in the pause after a run."""
     executor: object = vars(of)["_executor"]
     worker_of_it: object = vars(executor)["_worker"]
     known = vars(worker_of_it)
@@ -124,8 +127,15 @@ async def kill_worker(of: Session) -> None:
 
     known["_on_asleep"] = tell
     if known["sleeper"] is None or known["sleeper"].run < known["last_run"]:
-        with anyio.fail_after(PATIENCE):  # the copy is made in the pause after a run
+        with anyio.fail_after(PATIENCE):
             await is_asleep.wait()
+
+
+async def kill_worker(of: Session) -> None:
+    """End the process of a session from outside, while no run goes on."""
+    mark = f"marks-{of.id}"
+    await value(of, f"import ctypes; n = ctypes.CDLL(None).prctl(15, {mark[:15].encode()!r})")
+    await until_protected(of)
     (worker,) = (p for p in psutil.Process().children(recursive=True) if p.name() == mark[:15])
     worker.kill()
     with suppress(GuestDied):  # it may be asked before it is known to be dead
@@ -149,7 +159,7 @@ async def test_death_between_runs_is_mended_and_told(tmp_path: Path) -> None:
 @with_copies
 async def test_a_limit_that_leaves_no_room_for_a_copy_is_named(tmp_path: Path) -> None:
     """An errno of clone was told."""
-    async with session(tmp_path, policy=Policy(processes=1)) as guest:
+    async with session(tmp_path, policy=Policy(processes=2)) as guest:
         await value(guest, "x = 1")
         with pytest.raises(CheckpointRefused, match="limit on processes leaves no room"):
             await guest.checkpoint()
@@ -157,11 +167,81 @@ async def test_a_limit_that_leaves_no_room_for_a_copy_is_named(tmp_path: Path) -
 
 
 @with_copies
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_what_is_kept_at_the_limit_can_be_gone_back_to(tmp_path: Path, crashes: bool) -> None:
+    """No copy could wake any more, and the checkpoint was closed for it."""
+    async with session(tmp_path, policy=Policy(processes=8)) as guest:
+        await value(guest, "x = 1")
+        kept: list[Checkpoint] = []
+
+        async def fill() -> None:
+            while True:
+                kept.append(await guest.checkpoint())
+
+        with pytest.raises(CheckpointRefused, match="limit on processes leaves no room"):
+            await fill()
+        assert len(kept) > 1
+        await value(guest, "x = 2")
+        await until_protected(guest)
+        if crashes:
+            assert (await guest.run(DIES)).state == "restored"
+            assert await value(guest, "x") == 2
+        for checkpoint in (*kept, kept[0]):
+            await guest.rollback(checkpoint)
+            assert await value(guest, "x") == 1
+
+
+@with_copies
+async def test_a_checkpoint_that_has_no_room_to_wake_is_kept(tmp_path: Path) -> None:
+    fills = (
+        "import subprocess\n"
+        "children = []\n"
+        "try:\n"
+        "    while True: children.append(subprocess.Popen(['sleep', '600']))\n"
+        "except OSError: pass"
+    )
+    async with session(tmp_path, policy=Policy(processes=10), protect="off") as guest:
+        await value(guest, "x = 1")
+        with await guest.checkpoint() as checkpoint:
+            await value(guest, fills)
+            with pytest.raises(CheckpointRefused, match="limit on processes leaves no room"):
+                await guest.rollback(checkpoint)
+            assert checkpoint.is_open
+            assert await value(guest, "[each.kill() or each.wait() for each in children]; x") == 1
+            await value(guest, "x = 2")
+            await guest.rollback(checkpoint)
+            assert await value(guest, "x") == 1
+
+
+@with_copies
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "no copy had been made yet.*protect='always'"),
+        ({"protect": "off"}, "protect is 'off'"),
+        ({"protect_bytes": 0}, "no copy could be kept: the worker holds more"),
+    ],
+)
+async def test_variables_that_are_lost_are_told_why(
+    tmp_path: Path, options: dict[str, Any], reason: str
+) -> None:
+    async with session(tmp_path, **options) as guest:
+        assert (await guest.run(DIES)).notes == ()  # there was nothing to lose
+        await value(guest, "x = 1")
+        if "protect_bytes" in options:
+            await anyio.sleep(0.2)  # a pause long enough for a copy
+        result = await guest.run(DIES)
+        assert result.state == "lost"
+        (note,) = result.notes
+        assert re.search(reason, note)
+
+
+@with_copies
 async def test_processor_time_that_is_used_up_is_named(tmp_path: Path) -> None:
     async with session(tmp_path, policy=Policy(cpu=1)) as guest:
         await value(guest, "x = 1")
-        await anyio.sleep(0.02)
-        result = await guest.run("while True: pass", timeout=30)
+        await until_protected(guest)
+        result = await guest.run("while True: pass", timeout=PATIENCE)
         assert result.failure is not None
         assert (result.failure.cause, result.failure.limit) == ("limit", "cpu")
         assert "processor time" in result.failure.message
@@ -173,10 +253,13 @@ async def test_processor_time_that_is_used_up_is_named(tmp_path: Path) -> None:
 async def test_cancelled_run_that_had_to_be_ended_keeps_the_variables(tmp_path: Path) -> None:
     async with session(tmp_path) as guest:
         await value(guest, "x = 1")
-        await anyio.sleep(0.05)
-        with anyio.move_on_after(0.2) as scope:
-            await guest.run("sum(range(10**12))")
-        assert scope.cancelled_caught
+        await until_protected(guest)
+        with anyio.fail_after(PATIENCE):
+            await cancel_at_first_output(
+                guest,
+                "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+                "print(1, flush=True)\nwhile True: pass",
+            )
         assert guest.state == "restored"
         result = await guest.run("x")
         assert (result.value, result.state) == (1, "kept")
@@ -331,6 +414,7 @@ async def test_executor_that_cannot_copy_says_so(tmp_path: Path) -> None:
 
 
 @with_copies
+@pytest.mark.usefixtures("small_environment")
 async def test_private_environment_lasts_as_long_as_a_fork_uses_it(tmp_path: Path) -> None:
     guest = session(tmp_path, cache_venv=False)
     await guest.start()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -27,8 +28,6 @@ from py_code_mode.errors import (
 from py_code_mode.stores.store import check_name as check_stored_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from py_code_mode.codecs.artifacts import Encoded
     from py_code_mode.results import JsonValue
     from py_code_mode.stores import Store
@@ -166,8 +165,9 @@ class Artifacts:
                 An artifact of this name is unchanged.
         """
         _check_name(name)
-        kept = {} if metadata is None else dict(metadata)
-        if not is_plain(kept):
+        is_mapping = metadata is None or isinstance(metadata, Mapping)  # pyright: ignore[reportUnnecessaryIsInstance]
+        kept = dict(metadata or {}) if is_mapping else {}
+        if not is_mapping or not is_plain(kept):
             raise InvalidArtifact(name, "its metadata is not a JSON object")
         if not is_plain(description) or not isinstance(description, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidArtifact(name, "its description is not a str of valid Unicode")

@@ -150,7 +150,7 @@ class Channel:
         if self._is_writing:
             self._is_writing = False
             self._queued = 0
-        self._loop.remove_writer(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
         self._wake_drained()
 
     def _wake_drained(self) -> None:

@@ -10,16 +10,25 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, TypeAlias
 
 from anyio.abc import AsyncResource
 
+from py_code_mode.arguments import check_flag, path_of, texts_of
 from py_code_mode.errors import CapabilityMissing, ConfigError
-from py_code_mode.results import Display, Event, Failure, Handle, Late, State
+from py_code_mode.results import (
+    Display,
+    Event,
+    ExecutionResult,
+    Failure,
+    Handle,
+    Late,
+    Snapshot,
+    State,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from py_code_mode.environments.base import Environment
     from py_code_mode.sandbox.egress import EgressRecord
 
@@ -101,13 +110,13 @@ class ExecutorConfig:
     """What every executor is told at its making, and the session reads.
 
     Attributes:
-        tools_path: folder of tool definitions, instead of the storage's own.
+        tools_path: folder of tool definitions, instead of the storage's own; see `tools_folder`.
         default_timeout: seconds a run may take; None means no limit.
         extra_deps: packages beyond those of requirements.txt, installed by a sync.
         allow_runtime_deps: whether `deps.add` and `deps.remove` work.
     """
 
-    tools_path: Path | None = None
+    tools_path: str | Path | None = None
     default_timeout: float | None = 60.0
     extra_deps: tuple[str, ...] | None = None
     allow_runtime_deps: bool = True
@@ -115,9 +124,18 @@ class ExecutorConfig:
     def __post_init__(self) -> None:
         if self.default_timeout is not None:
             seconds_of(self.default_timeout)
-        extra: object = self.extra_deps
-        if isinstance(extra, str):  # its letters are texts, too
-            raise TypeError(f"extra_deps must be a tuple such as ({extra!r},), not {extra!r}")
+        if self.tools_path is not None:
+            # absolute: it stays the same folder when the process changes its own
+            tools_path = path_of("tools_path", self.tools_path).absolute()
+            object.__setattr__(self, "tools_path", tools_path)
+        if self.extra_deps is not None:
+            object.__setattr__(self, "extra_deps", texts_of("extra_deps", self.extra_deps))
+        check_flag("allow_runtime_deps", self.allow_runtime_deps)
+
+    @property
+    def tools_folder(self) -> Path | None:
+        """`tools_path` as a path."""
+        return None if self.tools_path is None else Path(self.tools_path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +191,37 @@ class RunOutcome:
     notes: tuple[str, ...] = ()
     handles: tuple[Handle, ...] = ()
     gone: tuple[str, ...] = ()
+
+    def to_result(
+        self,
+        run_id: int,
+        *,
+        made: Mapping[str, Snapshot],
+        notes: Sequence[str],
+        is_recorded: bool,
+    ) -> ExecutionResult:
+        """The result of a run that gave this.
+
+        Args:
+            made: handles that its calls have made.
+            notes: what there is to be told besides.
+        """
+        return ExecutionResult(
+            value=self.value,
+            stdout=self.stdout,
+            error=str(self.failure) if self.failure is not None else None,
+            stderr=self.stderr,
+            displays=self.displays,
+            handles={**{handle.name: handle.snapshot for handle in self.handles}, **made},
+            state=self.state,
+            restored_to=self.restored_to,
+            failure=self.failure,
+            duration=self.duration,
+            run_id=run_id,
+            late=self.late,
+            notes=(*notes, *self.notes),
+            recorded=is_recorded,
+        )
 
 
 #: Receives events while a run goes on; may be sync or async. Slow means that the guest waits; an
@@ -310,6 +359,8 @@ class Executor(AsyncResource, ABC):
     def config(self) -> ExecutorConfig:
         """What it was told at its making."""
 
+    #: the session that it runs for, which closes it; None before there is one
+    session_id: str | None = None
     #: what became of the variables in the latest run, also one that was cancelled
     state: State = "kept"
     #: the run whose variables are back, where the state is ``restored``
@@ -429,6 +480,7 @@ class BranchingExecutor(Executor):
 
         Raises:
             CheckpointClosed: there is no way back to it any more; the guest is as it was.
+            CheckpointRefused: there is no room for one more process now; both are as they were.
         """
 
     @abstractmethod

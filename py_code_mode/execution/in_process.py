@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from queue import SimpleQueue
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Self, assert_never
 
 import anyio
 import anyio.to_thread
 
-from py_code_mode.environments.base import Environment, host_environment
+from py_code_mode.arguments import check
 from py_code_mode.errors import (
     CallFailed,
     CodeModeError,
@@ -70,6 +71,8 @@ from py_code_mode.results import Called, Display, Failure, Handle, Snapshot
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+    from py_code_mode.environments.base import Environment
+
 #: A thread that waits for a lock cannot be interrupted, so ours wait in slices of this length.
 _SLICE = 0.05
 #: Characters a session may be ahead of the event loop before its thread waits.
@@ -110,6 +113,7 @@ class InProcessExecutor(Executor):
     )
 
     def __init__(self, config: InProcessConfig | None = None) -> None:
+        check("config", config, (InProcessConfig, NoneType), "an InProcessConfig")
         self._config = config or InProcessConfig()
         self._state = "not started"
         self._closed = anyio.Event()
@@ -132,6 +136,9 @@ class InProcessExecutor(Executor):
 
     @property
     def environment(self) -> Environment:
+        # not needed before the start, and what makes environments takes long to import
+        from py_code_mode.environments.base import host_environment
+
         return host_environment()
 
     async def start(self, setup: Setup, call: Call) -> frozenset[str]:
@@ -275,6 +282,7 @@ class _Guest:
         # guards what both threads touch
         self._lock = threading.Lock()
         self._is_evaluating = False
+        self._is_interrupted = False
         self._buffer: list[tuple[str, str]] = []
         self._buffered = 0
         self._pauses: list[_thread.LockType] = []
@@ -336,13 +344,21 @@ class _Guest:
         self._post(self._on_done, outcome)
 
     def _stop_evaluating(self) -> None:
-        while True:
+        is_quiet = False
+        while not is_quiet:
             try:
                 with self._lock:
                     self._is_evaluating = False
-                    # take back an exception that is set but not raised yet
-                    _set_exception(threading.get_ident(), None)
-                return
+                    is_quiet = not self._is_interrupted
+                if not is_quiet:
+                    # One that is set may not be raised yet. To take it back is not enough: up to
+                    # Python 3.12 the interpreter would go on looking for it, in every thread and
+                    # for ever, and a thread with a profiler on would do nothing else. So it is
+                    # set again and raised here.
+                    self._is_interrupted = False
+                    _set_exception(threading.get_ident(), id(KeyboardInterrupt))
+                    while True:
+                        pass
             except KeyboardInterrupt:
                 continue
 
@@ -496,6 +512,7 @@ class _Guest:
         ident = self._thread.ident
         with self._lock:
             if self._is_evaluating and ident is not None:
+                self._is_interrupted = True
                 _set_exception(ident, id(KeyboardInterrupt))
                 _wake_event_loop(ident)
 

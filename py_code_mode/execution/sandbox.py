@@ -54,8 +54,11 @@ BackendChoice: TypeAlias = Literal["auto", "namespaces", "bubblewrap", "landlock
 WORKDIR, PACKAGES = Path("/work"), Path("/packages")
 #: Share of the memory limit at which a single process gets a MemoryError, which code survives.
 _OWN_SHARE = 0.9
-#: Files that a session may have.
-_INODES = 500_000
+#: Bytes of it, where it has that much more, that are kept from files: a worker with pandas holds 57
+#: MiB of its own, and a copy that took its place a part of that again.
+_NOT_FOR_FILES = 96 << 20
+#: Files that a session may have, and for how many bytes of its memory there may be one.
+_INODES, _BYTES_PER_INODE = 500_000, 16 << 10
 #: Imported once for all sessions of a zygote; all of them stay single-threaded.
 _PRELOADED = ("numpy", "pandas", "pyarrow", "cloudpickle")
 #: Settings with which libraries start no threads when they are imported. A process with threads
@@ -95,6 +98,10 @@ _OWN_FACTS = (
     "auxv", "cmdline", "comm", "environ", "fd", "fdinfo", "io", "limits", "maps", "smaps",
     "smaps_rollup", "stat", "statm", "status",
 )  # fmt: skip
+_REACH_REMEDY = (
+    "set PY_CODE_MODE_CACHE to a folder that every user can pass through, and python_version to "
+    "the path of an interpreter that every user can read, such as the system's"
+)
 _OWN_WRITABLE = ("/tmp", "/work", "/home/user", "/dev/shm", *_DEVICES)
 
 
@@ -123,7 +130,7 @@ def choose(
         UnsandboxedWarning: nothing was asked for, and this machine has nothing to offer.
     """
     if backend != "auto" and backend not in found.backends:
-        raise SandboxUnavailable(backend, _reasons(found))
+        raise SandboxUnavailable(backend, found.obstacles)
     missing: list[str] = []
     candidates = found.backends if backend == "auto" else (backend,)
     for candidate in candidates:
@@ -131,16 +138,16 @@ def choose(
         if policy is not None:
             against += unenforceable(candidate, policy, landlock_abi=found.landlock_abi)
         if environment is not None:
-            against += _out_of_reach(candidate, [*_needed(environment.python, environment.folder)])
+            against += out_of_reach(candidate, environment)
         if not against:
             if candidate == "none" != backend:
                 # shown once in a process, as all that are alike and come from one place
-                warnings.warn(UnsandboxedWarning((*missing, *_reasons(found))[0]), stacklevel=1)
+                warnings.warn(UnsandboxedWarning((*missing, *found.obstacles)[0]), stacklevel=1)
             return candidate
         missing += [f"{candidate}: {reason}" for reason in against]
     wanted = "this policy" if policy is not None else backend
     if candidates[0] != "namespaces":
-        missing += _reasons(found)
+        missing += found.obstacles
     raise SandboxUnavailable(wanted, tuple(missing))
 
 
@@ -167,6 +174,12 @@ def unenforceable(
     return tuple(found)
 
 
+def out_of_reach(backend: Backend, environment: Environment) -> tuple[str, ...]:
+    """What of an environment its guests could not get at, in words."""
+    missing = _out_of_reach(backend, _needed(environment.python, environment.folder))
+    return (*missing, _REACH_REMEDY) if missing else ()
+
+
 def _out_of_reach(
     backend: Backend, readable: Iterable[Path], writable: Iterable[Path] = ()
 ) -> tuple[str, ...]:
@@ -175,10 +188,6 @@ def _out_of_reach(
     if backend in ("namespaces", "none") or user is None:
         return ()
     return closed_to(user, readable, writable)
-
-
-def _reasons(found: Probe) -> tuple[str, ...]:
-    return tuple(str(layer) for layer in found.failures)
 
 
 class Member(Protocol):
@@ -279,10 +288,19 @@ class Sandbox:
             await anyio.to_thread.run_sync(self.scratch.remove)
         if self.zygote is not None:
             try:
-                if self.packages is not None:
+                if self.packages is not None and not _removed_empty(self.packages):
                     await anyio.to_thread.run_sync(remove_tree, self.packages)
             finally:
                 await zygote.release(self.zygote)
+
+
+def _removed_empty(folder: Path) -> bool:
+    """Remove a folder if nothing is in it, as with the packages of most sessions."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 async def open_sandbox(
@@ -324,14 +342,17 @@ async def open_sandbox(
         policy=policy, environment=environment, workdir=workdir, view=view, variables=variables
     )
     if backend == "namespaces":
-        shown = _shown(wanted, wanted.inside, OWN_FOLDERS)
+        shown = _shown(wanted, OWN_FOLDERS)
         greeting = greet(PACKAGES, shown) if greet is not None else None
         sandbox = await _open_copied(wanted, greeting)
         sandbox.shown = shown
         return sandbox
     sandbox = await _open_alone(backend, wanted)
-    own = () if sandbox.backend == "landlock" else OWN_FOLDERS
-    sandbox.shown = _shown(wanted, sandbox.workdir, own)
+    own = OWN_FOLDERS
+    if sandbox.backend == "landlock":
+        assert sandbox.scratch is not None
+        own = (str(sandbox.scratch.workdir),)
+    sandbox.shown = _shown(wanted, own)
     return sandbox
 
 
@@ -361,12 +382,13 @@ class _Wanted:
         return self.policy.network == "open"
 
 
-def _shown(wanted: _Wanted, workdir: Path, own: Iterable[str]) -> Mapping[str, object]:
+def _shown(wanted: _Wanted, own: Iterable[str]) -> Mapping[str, object]:
     """What can be seen and reached from inside, for explanations."""
     network = wanted.policy.network
     return {
         "visible": [place for _, place, _ in wanted.view.trees],
-        "writable": [*own, str(workdir), *wanted.view.writable],
+        "writable": [*wanted.view.writable],
+        "own": [*own],
         "network": network if isinstance(network, str) else [str(host) for host in network],
     }
 
@@ -420,7 +442,11 @@ async def _copy(spec: zygote.ZygoteSpec, wanted: _Wanted, greeting: bytes | None
             wanted.policy,
             wanted.inside,
             _inside_walls(wanted),
-            files={"size": wanted.policy.disk, "inodes": _INODES, "covered": wanted.view.covered},
+            files={
+                "size": room_for_files(wanted.policy),
+                "inodes": _most_files(wanted.policy),
+                "covered": wanted.view.covered,
+            },
             has_own_network=not wanted.shares_network,
         )
         waiting = template.take(plan, greeting) if greeting is not None else None
@@ -460,7 +486,7 @@ async def _open_walled(wanted: _Wanted, own: Scratch) -> Sandbox:
             packages=str(own.packages),
             files=files,
             shares_network=wanted.shares_network,
-            size=wanted.policy.disk,
+            size=room_for_files(wanted.policy),
         )
         keeper, process = await start_keeper(
             "bubblewrap",
@@ -597,7 +623,7 @@ def _variables(environment: Environment, policy: Policy) -> dict[str, str]:
         "USER": "user",
     }
     if not isinstance(policy.network, str):
-        found.update(guest_variables(PROXY_PORT))
+        found.update(guest_variables(PROXY_PORT, policy.network))
     if policy.network != "none":
         found.update({name: os.environ[name] for name in CERTIFICATES if name in os.environ})
     return found
@@ -663,6 +689,24 @@ def _without_walls(
         user=None if user is None else (user, user),
         **_limits(wanted.policy),
     )
+
+
+def room_for_files(policy: Policy) -> int | None:
+    """Bytes that a session's own files may take, all on one file system in memory.
+
+    They count as the session's memory. Where they filled that, a run could not even remove them:
+    whoever writes more is told that there is no space left. None means what the kernel gives, half
+    of the machine's memory.
+    """
+    memory = policy.memory
+    if memory is None:
+        return policy.disk
+    share = max(memory // 4, min(memory * 3 // 4, memory - _NOT_FOR_FILES))
+    return share if policy.disk is None else min(policy.disk, share)
+
+
+def _most_files(policy: Policy) -> int:
+    return _INODES if policy.memory is None else min(_INODES, policy.memory // _BYTES_PER_INODE)
 
 
 def _limits(policy: Policy) -> dict[str, Any]:

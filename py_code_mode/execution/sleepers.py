@@ -37,6 +37,10 @@ class _Awake(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 _answers = msgspec.json.Decoder(_Awake)
 
 
+class WakeRefused(GuestDied):
+    """A sleeping copy could not be copied again; it sleeps on."""
+
+
 class Sleeper:
     """One sleeping copy; closed, it ends.
 
@@ -78,6 +82,7 @@ class Sleeper:
             protects: that worker need not make a copy of itself before it changes.
 
         Raises:
+            WakeRefused: with `keep`, it cannot make the copy that was to wake.
             GuestDied: it does not answer, or is not there any more.
         """
         order = {"t": "wake", "inc": incarnation, "keep": keep, "kept": keep and protects}
@@ -100,7 +105,7 @@ class Sleeper:
             if not keep:
                 self.close()
         if answer.pid is None:
-            raise GuestDied(f"was not woken: {(answer.refused or '')[:500]}")
+            raise WakeRefused(f"was not woken: {(answer.refused or '')[:500]}")
         return answer.pid
 
     async def _answer(self) -> bytes:

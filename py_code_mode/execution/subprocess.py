@@ -14,15 +14,16 @@ from contextlib import ExitStack
 from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import anyio
 
+from py_code_mode.arguments import check, check_choice, check_count, check_flag, path_of
 from py_code_mode.environments.base import Environment, EnvironmentSpec, realise
 from py_code_mode.errors import (
     CheckpointClosed,
     CheckpointRefused,
-    ConfigError,
     EnvironmentFailed,
     ExecutorClosed,
     ForeignCheckpoint,
@@ -55,6 +56,7 @@ from py_code_mode.execution.sandbox import (
     open_sandbox,
     session_variables,
 )
+from py_code_mode.execution.sleepers import Sleeper, WakeRefused
 from py_code_mode.execution.supervisor import Supervisor, to_the_end
 from py_code_mode.execution.worker import (
     FIRST,
@@ -73,7 +75,6 @@ if TYPE_CHECKING:
     from subprocess import Popen
 
     from py_code_mode.execution.keeper import KeptProcess
-    from py_code_mode.execution.sleepers import Sleeper
     from py_code_mode.execution.worker import Process
     from py_code_mode.sandbox.egress import EgressRecord
     from py_code_mode.sandbox.probe import Backend
@@ -123,22 +124,16 @@ class SubprocessConfig(ExecutorConfig):
     def __post_init__(self) -> None:
         # not super(): a class with slots is made anew, and is not the one that super() means
         ExecutorConfig.__post_init__(self)
-        _check_choice("backend", self.backend, get_args(BackendChoice))
-        _check_choice("protect", self.protect, get_args(Protect))
-        _check_kind("policy", self.policy, (Policy, type(None)), "a Policy")
-        _check_kind("pool", self.pool, (int,), "a number from 0")
-        if self.pool < 0:
-            raise ConfigError("pool", f"must be a number from 0, not {self.pool}")
-
-
-def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(name, f"must be one of {', '.join(known)}, not {value!r}")
-
-
-def _check_kind(name: str, value: object, kinds: tuple[type, ...], wanted: str) -> None:
-    if not isinstance(value, kinds):
-        raise ConfigError(name, f"must be {wanted}, not {value!r}")
+        check("python_version", self.python_version, (str, NoneType), 'a str such as "3.13"')
+        check_flag("cache_venv", self.cache_venv)
+        check("policy", self.policy, (Policy, NoneType), "a Policy")
+        check_choice("backend", self.backend, get_args(BackendChoice))
+        check_choice("protect", self.protect, get_args(Protect))
+        check_count("protect_bytes", self.protect_bytes)
+        check_count("pool", self.pool)
+        check("also_read", self.also_read, (tuple, list), "a tuple of paths")
+        also_read = tuple(path_of("also_read", path) for path in self.also_read)
+        object.__setattr__(self, "also_read", also_read)
 
 
 class SubprocessExecutor(BranchingExecutor):
@@ -174,6 +169,7 @@ class SubprocessExecutor(BranchingExecutor):
     )
 
     def __init__(self, config: SubprocessConfig | None = None) -> None:
+        check("config", config, (SubprocessConfig, NoneType), "a SubprocessConfig")
         self._config = config or SubprocessConfig()
         self._state = "not started"
         self._environment: Environment | None = None
@@ -185,6 +181,7 @@ class SubprocessExecutor(BranchingExecutor):
         self._sandbox: Sandbox | None = None
         self._incarnation = 0
         self._processes: dict[int, KeptProcess] = {}
+        self._kills = 0
         self._told_of_death = False
         self._owed: Fate | None = None
         self._told_of_refusal: str | None = None
@@ -339,6 +336,7 @@ class SubprocessExecutor(BranchingExecutor):
                 return self._sandbox
             await to_the_end(partial(self._sandbox.leave, self))
         self._sandbox = None
+        self._kills = 0
         self._sandbox = await open_sandbox(
             self._backend,
             self.config.policy or Policy(),
@@ -442,10 +440,11 @@ class SubprocessExecutor(BranchingExecutor):
         self._told_of_death = False
         watch = self._watch_closely()
         fate = self._owed or KEPT
+        before = worker.last_run
 
         async def settle() -> None:
             nonlocal fate
-            fate = await self._settle(worker)
+            fate = await self._settle(worker, before)
             self._told_of_death = True
 
         try:
@@ -463,7 +462,35 @@ class SubprocessExecutor(BranchingExecutor):
             self._told_of_refusal = worker.refusal
             if worker.refusal is not None:
                 fate = replace(fate, notes=(*fate.notes, f"not protected: {worker.refusal}"))
+        kills = self._count_new_kills()
+        if worker.limit == "memory":
+            fate = replace(fate, notes=(*fate.notes, *self._told_of_files()))
+        elif kills:
+            fate = replace(fate, notes=(*fate.notes, self._told_of_kill()))
         return ended.outcome(fate)
+
+    def _count_new_kills(self) -> int:
+        """How many processes the kernel has ended for their memory since this was last asked."""
+        if self._sandbox is None:
+            return 0
+        before, self._kills = self._kills, max(self._kills, self._sandbox.keeper.count_kills())
+        return self._kills - before
+
+    def _told_of_kill(self) -> str:
+        """What a run says in whose time it happened, where the worker itself goes on."""
+        assert self._sandbox is not None
+        limit = (self._sandbox.policy.memory or 0) >> 20
+        return f"a process of this session was ended: its memory limit of {limit} MiB was reached"
+
+    def _told_of_files(self) -> Iterable[str]:
+        """What a run says whose worker held too much memory, where files were a good part of it."""
+        assert self._sandbox is not None
+        files, memory = self._sandbox.keeper.files, self._sandbox.policy.memory or 0
+        if files >= memory // 4:
+            yield (
+                f"its files, in the workdir, /tmp and /dev/shm, took {files >> 20} of the "
+                f"{memory >> 20} MiB: remove those that are not needed"
+            )
 
     def _watch_closely(self) -> Callable[[], None]:
         """Have memory looked at often if the run takes long; gives what ends that."""
@@ -481,7 +508,7 @@ class SubprocessExecutor(BranchingExecutor):
 
     async def _replace(self, worker: Worker) -> Worker:
         """Another worker for one that has died: its copy, else one without variables."""
-        fate = await self._settle(worker)
+        fate = await self._settle(worker, worker.last_run)
         if not self._told_of_death:
             note = f"the worker had ended since the previous run: {fate.text}"
             self._owed = replace(fate, notes=(note, *fate.notes))
@@ -493,13 +520,17 @@ class SubprocessExecutor(BranchingExecutor):
         except (GuestDied, OSError) as error:
             raise EnvironmentFailed("a new worker could not be started", _reason(error)) from error
 
-    async def _settle(self, worker: Worker) -> Fate:
-        """Put the copy of a worker that has died in its place; what becomes of the variables."""
+    async def _settle(self, worker: Worker, before: int) -> Fate:
+        """Put the copy of a worker that has died in its place; what becomes of the variables.
+
+        Args:
+            before: the newest run whose effects there were to be kept; 0 for none.
+        """
         await worker.kill()
         sandbox, sleeper = self._sandbox, worker.sleeper
         refusal = worker.refusal
         if sleeper is None or sandbox is None:
-            return replace(LOST, notes=(f"no copy could be kept: {refusal}",) if refusal else ())
+            return replace(LOST, notes=(self._told_of_no_copy(refusal),) if before else ())
         # what the dead worker had started must not go on beside its copy
         await sandbox.clear()
         worker.take_sleeper()
@@ -519,6 +550,17 @@ class SubprocessExecutor(BranchingExecutor):
             raise
         why = (f"no newer copy could be kept: {refusal}",) if refusal else ()
         return Fate(state="restored", restored_to=sleeper.run, notes=why)
+
+    def _told_of_no_copy(self, refusal: str | None) -> str:
+        """Why variables that there were could not be kept."""
+        if refusal is not None:
+            return f"no copy could be kept: {refusal}"
+        if self._sandbox is None:
+            return "no copy is kept of a worker without a sandbox"
+        if self.config.protect == "off":
+            return "no copy was kept: protect is 'off'"
+        advice = "" if self.config.protect == "always" else "; protect='always' makes one before it"
+        return f"no copy had been made yet, as runs followed one another closely{advice}"
 
     async def _install(self, make: Callable[[], Awaitable[Worker]]) -> Worker:
         """Have a new worker in the place of the one there is."""
@@ -557,18 +599,21 @@ class SubprocessExecutor(BranchingExecutor):
 
     async def checkpoint(self) -> Checkpoint:
         assert self._setup is not None
-        sleeper = await self._copy()
+        sleeper = await self._copy(is_kept=True)
         checkpoint = Checkpoint(self._setup.session_id, sleeper.run, self._release)
         self._checkpoints[checkpoint] = sleeper
         self._spare()
         return checkpoint
 
-    async def _copy(self) -> Sleeper:
+    async def _copy(self, *, is_kept: bool = False) -> Sleeper:
+        """A copy of the worker, the caller's; with `is_kept` one more can wake beside it."""
         assert self._setup is not None
         self.require(Capability.CHECKPOINT)
         worker = self._live()
         if worker.death is not None:
             worker = await self._replace(worker)
+        if is_kept:
+            self._check_room()
         copy = await worker.checkpoint()
         if isinstance(copy, str):
             raise CheckpointRefused(self._setup.session_id, copy)
@@ -576,6 +621,30 @@ class SubprocessExecutor(BranchingExecutor):
             copy.close()
             raise ExecutorClosed(self.name, self._state)
         return copy
+
+    def _check_room(self) -> None:
+        """See that a copy more leaves room for what there is a copy for: that one of them wakes.
+
+        What guest code has started besides is not known here. Where it is in the way nothing wakes,
+        and a checkpoint is kept until there is room.
+
+        Raises:
+            CheckpointRefused: it does not.
+        """
+        assert self._setup is not None
+        assert self._sandbox is not None
+        allowed = self._sandbox.policy.processes
+        held = sum(len({*each.awake(), *each.asleep()}) for each in self._sandbox.members)
+        needed = held + 3  # with the keeper, the new copy, and one that wakes
+        if self.config.protect != "off":
+            needed += 1  # that one's own, which it may make before its predecessor has ended
+            needed += self._live().sleeper is None  # and ours, which the next pause makes
+        if allowed is not None and needed > allowed:
+            raise CheckpointRefused(
+                self._setup.session_id,
+                "the limit on processes leaves no room for a copy of the worker: with it, and for "
+                f"one to wake, there must be {needed}, and the policy allows {allowed}",
+            )
 
     def _release(self, checkpoint: Checkpoint) -> None:
         self._checkpoints.pop(checkpoint).close()
@@ -591,6 +660,8 @@ class SubprocessExecutor(BranchingExecutor):
             raise CheckpointClosed(checkpoint.run_id)
         try:
             await self._install(partial(self._wake, sleeper))
+        except WakeRefused as error:
+            raise CheckpointRefused(self._setup.session_id, error.reason) from error
         except GuestDied as error:
             checkpoint.close()
             raise CheckpointClosed(checkpoint.run_id) from error
@@ -619,6 +690,7 @@ class SubprocessExecutor(BranchingExecutor):
         other._supervisor = Supervisor.acquire()
         other._sandbox = self._sandbox
         other._sandbox.join(other)
+        other._count_new_kills()  # what was before it is none of its runs'
         try:
             other._worker = await other._wake(sleeper, keep=False)
         except BaseException:

@@ -615,7 +615,7 @@ class Worker:
         identity = self._next_exchange
         answered = self._answers[identity] = self._loop.create_future()
         try:
-            self._channel.send(messages.encode({**header, "id": identity}), segments)
+            self._channel.send(_encode_text({**header, "id": identity}), segments)
             with anyio.move_on_after(EXCHANGE_TIMEOUT):
                 answer, received = await answered
                 _check_answer(answer, str(header.get("name")))

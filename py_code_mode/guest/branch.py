@@ -106,9 +106,7 @@ class Branches:
                     ours.close()
                     theirs.close()
         except OSError as error:
-            refused = f"no copy of the worker could be made: {error}"
-            if error.errno == errno.EAGAIN:  # man 2 clone
-                refused = "the limit on processes leaves no room for a copy of the worker"
+            refused = _refusal_of(error)
         if identity is not None or refused != self._refused:
             self._port.send({**said, "refused": refused})
         if identity is None:
@@ -258,6 +256,13 @@ def _thread_names() -> list[str]:
     return [*of_python, f"{others} of libraries"]
 
 
+def _refusal_of(error: OSError) -> str:
+    """Why the kernel makes no copy, in words."""
+    if error.errno == errno.EAGAIN:  # man 2 clone
+        return "the limit on processes leaves no room for a copy of the worker"
+    return f"no copy of the worker could be made: {error}"
+
+
 # -- the sleep
 
 
@@ -284,7 +289,7 @@ def _sleep(sock: _socket.socket) -> tuple[int, bool, int, int, int]:
         try:
             pid = clone(PARENT)
         except OSError as error:
-            _answer(sock, {"inc": message["inc"], "refused": str(error)})
+            _answer(sock, {"inc": message["inc"], "refused": _refusal_of(error)})
         else:
             if pid == 0:
                 _leave_group()

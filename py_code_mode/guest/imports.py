@@ -1,4 +1,7 @@
-"""Does something to a module as soon as it is imported, without importing it for that."""
+"""Imports that wait: a package's names for their first use, a change for its module to be loaded.
+
+`lazily` is the host's; it is here as the one place below all of the host's packages.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,30 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
+
+
+def lazily(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """A package's ``__getattr__`` and ``__dir__`` (PEP 562): names are imported at first use.
+
+    Args:
+        package: its ``__name__``.
+        homes: the module of each public name.
+    """
+
+    def get(name: str) -> object:
+        home = homes.get(name)
+        if home is None:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        __import__(home)
+        value: object = getattr(sys.modules[home], name)
+        setattr(sys.modules[package], name, value)  # not asked for again
+        return value
+
+    return get, lambda: sorted(homes)
 
 
 class AfterImport:

@@ -14,6 +14,8 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol
 
+from py_code_mode.arguments import check, check_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -58,7 +60,13 @@ class Index:
         return len(self._ids)
 
     def search(self, query: str, limit: int) -> list[str]:
-        """The ids of at most `limit` documents that share a word with `query`, best first."""
+        """The ids of at most `limit` documents that share a word with `query`, best first.
+
+        Raises:
+            InvalidCall: the query is no text, or the limit no number.
+        """
+        check_text("query", query)
+        check("limit", limit, int, "a whole number")
         words = _words(_with_parts(_clean(query)))[:_MAX_QUERY_WORDS]
         if not words or limit <= 0:
             return []

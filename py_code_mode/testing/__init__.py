@@ -10,8 +10,9 @@ The contracts need pytest; `FakeExecutor` does not. Each is imported when it is 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from py_code_mode.guest.imports import lazily
 
 if TYPE_CHECKING:
     from py_code_mode.testing.executors import ExecutorContract
@@ -28,20 +29,13 @@ _HOME = {
 
 __all__ = ["ExecutorContract", "FakeExecutor", "SessionStoreContract", "StoreContract"]
 
+_imported, __dir__ = lazily(__name__, _HOME)
+
 
 def __getattr__(name: str) -> object:
-    home = _HOME.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name.endswith("Contract"):
+    if name in _HOME and name.endswith("Contract"):
         import pytest
 
         # so that a plug-in's failing test shows the values, as pytest does for test files
-        pytest.register_assert_rewrite(home)
-    value: object = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+        pytest.register_assert_rewrite(_HOME[name])
+    return _imported(name)

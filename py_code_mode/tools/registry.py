@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import anyio.to_thread
 
+from py_code_mode.arguments import texts_of
 from py_code_mode.errors import InvalidName, NotStored, StoreError, ToolError, ToolNotFound
 from py_code_mode.search import Index
 from py_code_mode.tools.adapters.cli import CommandTool
@@ -110,14 +111,14 @@ class ToolRegistry:
 
         Raises:
             InvalidName: the name cannot be used, or a function was added by it already.
-            InvalidCall: what is given cannot be called.
+            InvalidCall: what is given cannot be called, or what is said of it is no text.
         """
         tool = FunctionTool(
             function,
             self._threads,
             name=name,
             description=description,
-            tags=tuple(tags) or None,
+            tags=texts_of("tags", tags) or None,
         )
         with self._lock:
             if tool.name in self._added:

@@ -90,7 +90,7 @@ async def test_worker_of_a_cancelled_caller_is_not_the_next_ones(
         await inside.hear()
         if not is_there:
             inside.say(pidfd, t="started", pid=7)
-        inside.say(t="exited", pid=7, status=0, limit=None)
+        inside.say(t="exited", pid=7, status=0, limit=None, files=0)
         inside.say(pidfd, t="started", pid=8)
         with anyio.fail_after(5):
             pid, given = await keeper.worker()
@@ -109,7 +109,7 @@ async def test_copy_cannot_pass_for_a_worker_that_there_is(kept: tuple[Keeper, I
         worker = keeper.attach(7, os.dup(pidfd), on_exit)
     with anyio.fail_after(5), pytest.raises(GuestDied, match="not woken"):
         await keeper.adopt(7)
-    inside.say(t="exited", pid=7, status=3, limit=None)
+    inside.say(t="exited", pid=7, status=3, limit=None, files=0)
     with anyio.fail_after(5):
         await worker.wait()
     assert ended == [3]

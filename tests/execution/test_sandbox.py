@@ -7,19 +7,22 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 import warnings
 from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
+from py_code_mode.environments.base import host_environment
 from py_code_mode.errors import ConfinementFailed, SandboxUnavailable, UnsandboxedWarning
 from py_code_mode.execution.executor import Capability
 from py_code_mode.execution.launch import closed_to, start_keeper
-from py_code_mode.execution.sandbox import MISSING, choose, unenforceable
+from py_code_mode.execution.sandbox import MISSING, choose, room_for_files, unenforceable
 from py_code_mode.execution.subprocess import SubprocessConfig, SubprocessExecutor
 from py_code_mode.guest.confine import FULL_ABI
 from py_code_mode.sandbox.policy import Policy
@@ -27,8 +30,10 @@ from py_code_mode.sandbox.probe import LAYERS, SANDBOX_USER, Layer, Probe, probe
 from py_code_mode.scratch import sweep
 from py_code_mode.testing.executors import OpenGuest
 
+from ..session_executors import require
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Generator, Iterator
 
     from py_code_mode.sandbox.probe import Backend
 
@@ -40,11 +45,7 @@ BACKENDS: tuple[Backend, ...] = ("namespaces", "bubblewrap", "landlock")
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     asked: Backend = request.param
-    if asked not in probe().backends:
-        pytest.skip(f"no {asked} here")
-    if asked != "namespaces" and sandbox_user() is not None:
-        # not as root; the same tests run as an unprivileged user
-        pytest.skip("temporary folders of tests are root's")
+    require(asked)
     return asked
 
 
@@ -312,6 +313,42 @@ len(children)
 
 
 @pytest.mark.anyio
+async def test_files_have_their_part_of_the_memory_and_no_more(
+    backend: Backend, tmp_path: Path
+) -> None:
+    if backend == "landlock":
+        pytest.skip("its files are on the host's disk")
+    async with _open(backend, tmp_path / "work", Policy(memory="200MiB")) as guest:
+        for place in ("/tmp/x", "/dev/shm/x"):
+            code = f"with open({place!r}, 'wb') as file:\n"
+            code += "    for _ in range(200): file.write(bytes(1 << 20))"
+            assert "No space left" in (await guest.failure(code)).message
+            assert await guest.value(f"import os; os.path.getsize({place!r}) > 0") is (
+                place == "/tmp/x"
+            )
+        assert await guest.value("1 + 1") == 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "room"),
+    [
+        (Policy(memory="4GiB"), 2 << 30),  # the default of `disk`
+        (Policy(memory="4GiB", disk=None), 3 << 30),
+        (Policy(memory="1GiB"), 768 << 20),
+        (Policy(memory="200MiB"), 104 << 20),
+        (Policy(memory="64MiB"), 16 << 20),
+        (Policy(memory="1GiB", disk="10MiB"), 10 << 20),
+        (Policy(memory=None), 2 << 30),
+        (Policy(memory=None, disk=None), None),
+    ],
+)
+def test_room_for_files_is_the_least_of_disk_and_a_part_of_memory(
+    policy: Policy, room: int | None
+) -> None:
+    assert room_for_files(policy) == room
+
+
+@pytest.mark.anyio
 async def test_memory_of_children_counts(backend: Backend, tmp_path: Path) -> None:
     code = """
 import subprocess, sys
@@ -514,6 +551,26 @@ def test_what_cannot_be_held_is_an_error_with_the_reason(
     assert any(reason in text for text in caught.value.reasons), caught.value.reasons
 
 
+def test_an_environment_out_of_reach_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing said what to do, and what had nothing to do with it was named as a reason."""
+    monkeypatch.setattr("py_code_mode.execution.sandbox.sandbox_user", lambda: SANDBOX_USER)
+    (tmp_path / "bin").mkdir()
+    tmp_path.chmod(0o700)
+    environment = replace(host_environment(), python=tmp_path / "bin" / "python")
+    found = _probed(user_namespace=28, bubblewrap=2, rlimit_processes=1)
+    with pytest.raises(SandboxUnavailable) as caught:
+        choose("landlock", Policy(), found, environment)
+    told = str(caught.value)
+    assert f"because of {tmp_path}" in told or "because of /" in told
+    assert "PY_CODE_MODE_CACHE" in told
+    assert "python_version" in told
+    assert "rlimit_processes" not in told
+    with pytest.raises(SandboxUnavailable, match="user_namespace: failed"):
+        choose("auto", Policy(), found, environment)
+
+
 def test_everything_that_is_not_enforced_is_missing_from_the_capabilities() -> None:
     assert unenforceable("namespaces", Policy()) == ()
     assert unenforceable("bubblewrap", Policy(network=["a.org"])) == ()
@@ -522,6 +579,35 @@ def test_everything_that_is_not_enforced_is_missing_from_the_capabilities() -> N
     assert MISSING["namespaces"] == MISSING["bubblewrap"] == frozenset()
     isolating = {Capability.FILE_ISOLATION, Capability.NETWORK_ISOLATION, Capability.MEMORY_LIMIT}
     assert isolating <= MISSING["none"]
+
+
+@pytest.fixture
+def open_to_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that anybody can pass through, for temporary files and the guests' environments."""
+    with tempfile.TemporaryDirectory(prefix="test-", dir="/tmp") as folder:
+        Path(folder).chmod(0o711)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("PY_CODE_MODE_CACHE", f"{folder}/cache")
+        yield Path(folder)
+
+
+@pytest.mark.anyio
+async def test_what_root_has_sandboxed_is_not_root(open_to_all: Path) -> None:
+    if sandbox_user() is None:
+        pytest.skip("needs root")
+    closed = closed_to(SANDBOX_USER, [Path(sys.executable), Path(__file__)])
+    if closed:
+        pytest.skip("; ".join(closed))
+    uids: dict[Backend, int] = {"bubblewrap": 1000, "landlock": SANDBOX_USER}
+    for backend in uids.keys() & set(probe().backends):
+        workdir = open_to_all / backend
+        _make(workdir)
+        os.chown(workdir, SANDBOX_USER, SANDBOX_USER)
+        async with _open(backend, workdir) as guest:
+            assert await guest.value("import os; os.getuid()") == uids[backend]
+            assert await guest.value("open('made', 'w').write('x'); os.listdir()") == ["made"]
+            refused = await guest.failure("os.setuid(0)")
+            assert refused.type in ("PermissionError", "OSError")  # EINVAL: there is no such user
 
 
 def test_what_another_user_cannot_get_at_is_told(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ from py_code_mode.sandbox.probe import probe
 from py_code_mode.scratch import sweep
 from py_code_mode.storage import FileStorage
 
+from ..zygotes import templates
+
 if TYPE_CHECKING:
     from anyio.abc import SocketStream
 
@@ -263,12 +265,6 @@ MEMORY_BOMBS = {
         "for _ in range(900): os.write(fd, bytes(1 << 20))\n"
         "time.sleep(30)"
     ),
-    "files": (
-        "import time\n"
-        "with open('/tmp/x', 'wb') as file:\n"
-        "    for _ in range(900): file.write(bytes(1 << 20))\n"
-        "time.sleep(30)"
-    ),
     "children": (
         "import subprocess, sys, time\n"
         "code = 'import time; x = b\"x\" * (200 << 20); time.sleep(60)'\n"
@@ -299,6 +295,57 @@ async def test_files_of_a_session_have_a_limit(tmp_path: Path) -> None:
             assert result.failure is not None
             assert "No space left" in result.failure.message
             assert await value(guest, f"import os; os.remove({place!r}); 1") == 1
+
+
+@pytest.mark.parametrize("place", ["/work/x", "/tmp/x", "/dev/shm/x"])
+async def test_files_that_fill_the_memory_leave_the_session_usable(
+    tmp_path: Path, place: str
+) -> None:
+    """Run after run was ended, for files that only a run could remove."""
+    async with session(tmp_path / "base", memory="400MiB") as guest:
+        await value(guest, "x = 1")
+        filled = await guest.run(
+            f"with open({place!r}, 'wb') as file:\n"
+            "    for _ in range(900): file.write(bytes(1 << 20))"
+        )
+        assert filled.failure is not None
+        assert "No space left" in filled.failure.message
+        many = await guest.run("for at in range(600_000): open(f'/tmp/{at}', 'w').close()")
+        assert many.failure is not None
+        assert "No space left" in many.failure.message
+        assert (filled.state, many.state) == ("kept", "kept")
+        for _ in range(5):
+            assert await value(guest, "held = bytes(4 << 20); x") == 1
+            await anyio.sleep(0.05)  # for a copy to be made, which counts too
+        assert await value(guest, f"import os; os.remove({place!r}); x") == 1
+        assert await value(guest, f"open({place!r}, 'wb').write(bytes(1 << 20))") == MIB
+
+
+async def test_little_memory_has_room_for_a_worker_beside_its_files(tmp_path: Path) -> None:
+    async with session(tmp_path / "base", memory="96MiB") as guest:
+        await value(guest, "x = 1")
+        filled = await guest.run(
+            "with open('x', 'wb') as file:\n    for _ in range(90): file.write(bytes(1 << 20))"
+        )
+        assert filled.failure is not None
+        assert "No space left" in filled.failure.message
+        for _ in range(3):
+            assert await value(guest, "x") == 1
+
+
+async def test_files_that_were_most_of_the_memory_are_named(tmp_path: Path) -> None:
+    async with session(tmp_path / "base", memory="400MiB") as guest:
+        await value(guest, "open('x', 'wb').write(bytes(250 << 20)) >> 20")
+        result = await guest.run(
+            "import mmap, time\n"
+            "held = mmap.mmap(-1, 300 << 20)\n"
+            "for at in range(0, 300 << 20, 4096): held[at] = 1\n"
+            "time.sleep(30)",
+            timeout=PATIENCE,
+        )
+        assert result.failure is not None
+        assert result.failure.limit == "memory", result.error
+        assert "took 250 of the 400 MiB" in " ".join(result.notes)
 
 
 async def test_a_fork_bomb_ends_with_its_run(tmp_path: Path) -> None:
@@ -443,9 +490,7 @@ async def test_the_end_of_a_zygote_that_took_over_holds_nobody_up(tmp_path: Path
         await wait_for_pool(wall_of(first), 1)
         async with session(tmp_path / "base", pool=1) as second:
             assert await value(second, "import sys; 'pandas' in sys.modules")
-            below = psutil.Process(wall_of(first).process.pid).children(recursive=True)
-            templates = {each.pid: each for each in below if each.name() == "pcm-zygote"}
-            (successor,) = (each for each in templates.values() if each.ppid() in templates)
+            _, successor = templates(wall_of(first))
             successor.kill()
             with anyio.fail_after(5):
                 async with session(tmp_path / "base", memory=900 * MIB) as third:

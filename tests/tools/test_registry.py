@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from py_code_mode.stores.store import Store
 
+#: Seconds for what takes a moment, on a machine that is busy too.
+PATIENCE = 30.0
 ECHO = f"""
 name: echo
 description: Print words
@@ -293,7 +295,7 @@ async def test_a_slow_file_blocks_neither_the_loop_nor_adding(
         b"def slow(): return 1\n",
     )
     registry = ToolRegistry(store)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(registry.list)
             assert await anyio.to_thread.run_sync(started.wait, 5)
@@ -313,7 +315,7 @@ async def test_many_callers_at_once_load_the_files_once(
     async def call() -> None:
         results.append(await registry.call("one", None, [], {}))
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks:
             for _ in range(50):
                 tasks.start_soon(call)

@@ -26,8 +26,10 @@ import types
 import typing
 import weakref
 from dataclasses import dataclass
+from types import NoneType
 from typing import TYPE_CHECKING, Any, cast
 
+from py_code_mode.arguments import check, texts_of
 from py_code_mode.errors import (
     InvalidCall,
     InvalidName,
@@ -56,11 +58,13 @@ class FunctionTool(Tool):
         threads: where plain functions run.
         name: default: the function's own.
         description: default: the first paragraph of its docstring.
+        tags: default: those of the function's own attribute ``tags``.
         keep: what must live as long as the tool, such as the module of the function.
 
     Raises:
         InvalidName: the name does not work as an attribute.
-        InvalidCall: `function` cannot be called, or tells no signature.
+        InvalidCall: `function` cannot be called, or tells no signature; or what is said of it is no
+            text.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class FunctionTool(Tool):
         source: str | None = None,
         keep: object = None,
     ) -> None:
+        check("name", name, (str, NoneType), "a str")
+        check("description", description, (str, NoneType), "a str")
         found = name if name is not None else getattr(function, "__name__", None)
         if not isinstance(found, str):
             raise InvalidCall("add_tool", f"{function!r} has no name of its own: pass name=...")
@@ -85,7 +91,7 @@ class FunctionTool(Tool):
         documentation = _Documentation(inspect.getdoc(function) or "")
         self.name = found
         self.description = description if description is not None else documentation.summary
-        self.tags = tuple(tags) if tags is not None else _own_tags(function)
+        self.tags = texts_of("tags", tags) if tags is not None else _own_tags(function)
         self.recipes: Mapping[str, str] = {}
         code = getattr(inspect.unwrap(function), "__code__", None)
         self.source = source
@@ -227,9 +233,10 @@ _ANYTHING = _Kind({})
 _PLAIN: dict[object, _Kind] = {
     str: _Kind({"type": "string"}, "a string", (str,)),
     bool: _Kind({"type": "boolean"}, "a boolean", (bool,)),
-    # By what they can do, so that a NumPy number is a number.
-    int: _Kind({"type": "integer"}, "an integer", (numbers.Integral,), refuses_bool=True),
-    float: _Kind({"type": "number"}, "a number", (numbers.Real,), refuses_bool=True),
+    # By what they can do, so that a NumPy number is a number; the plain classes first, for to ask
+    # an abstract one takes eight times as long.
+    int: _Kind({"type": "integer"}, "an integer", (int, numbers.Integral), refuses_bool=True),
+    float: _Kind({"type": "number"}, "a number", (float, int, numbers.Real), refuses_bool=True),
     None: _Kind({"type": "null"}, "None", (types.NoneType,)),
     types.NoneType: _Kind({"type": "null"}, "None", (types.NoneType,)),
     list: _Kind({"type": "array"}),
