@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import uuid
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
 
 import anyio
 from anyio.abc import AsyncResource
 
+from py_code_mode.admission import SESSIONS, Admission, check_enforceable
+from py_code_mode.agent import RunPython, describe, make_tool
 from py_code_mode.arguments import (
     check,
     check_callable,
@@ -39,7 +40,6 @@ from py_code_mode.errors import (
     InvalidCall,
     ReentrantRun,
     SessionClosed,
-    StoreError,
     WorkspaceNotTrusted,
 )
 from py_code_mode.execution.executor import (
@@ -53,12 +53,11 @@ from py_code_mode.execution.executor import (
     seconds_of,
 )
 from py_code_mode.execution.supervisor import to_the_end
-from py_code_mode.origin import UNKNOWN, is_as_strong, is_sandboxed
-from py_code_mode.results import ExecutionResult, Handle, Snapshot, State, shorten
+from py_code_mode.results import ExecutionResult, Handle, Snapshot, State
 from py_code_mode.scratch import Scratch
 from py_code_mode.storage import FileStorage, StorageBackend
-from py_code_mode.trust import check_link, check_trusted, check_unexposed, expose, unexpose
-from py_code_mode.workspace import FILE, WorkspaceConfig, check_apart, read_config
+from py_code_mode.trust import check_trusted
+from py_code_mode.workspace import WorkspaceConfig, read_config
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -85,28 +84,12 @@ if TYPE_CHECKING:
 
 _Phase: TypeAlias = Literal["not started", "starting", "open", "closed"]
 
-#: The folder of a workspace with its recorded sessions.
-SESSIONS = "sessions"
 #: Seconds that a run has, once its guest is closed, to be written down.
 RECORD_TIMEOUT = 5.0
 #: Characters of code that one run may have.
 MAX_CODE = 8 << 20
 #: The runs that the current task serves a call of: (session id, run id).
 _serving: ContextVar[frozenset[tuple[str, int]]] = ContextVar("serving", default=frozenset())
-
-
-class RunPython(Protocol):
-    """What `Session.as_tool` gives: an async function with its description as data.
-
-    Attributes:
-        json_schema: name, description and parameters, as most model APIs take them.
-    """
-
-    json_schema: dict[str, Any]
-
-    async def __call__(self, code: str) -> str:
-        """Run code; give what a model should see."""
-        ...
 
 
 class _Default(float):
@@ -179,7 +162,7 @@ class Session(AsyncResource):
         self._runs = 0
         self._running: int | None = None
         self._said = WorkspaceConfig()
-        self._has_exposed = False
+        self._admission = Admission(storage, executor, self._given_workdir)
         self._handles: SessionHandles | None = None
         self._bindings: Bindings | None = None
         if redact is not None and record is None:
@@ -349,7 +332,7 @@ class Session(AsyncResource):
         name = executor or said.executor or "in_process"
         required = said.required_policy(policy)
         if required is not None:
-            _check_enforceable(name, "policy" if said.policy is None else str(said.path))
+            check_enforceable(name, "policy" if said.policy is None else str(said.path))
             options["policy"] = required
         if isinstance(timeout, _Default):
             if said.timeout is not None:
@@ -518,7 +501,7 @@ class Session(AsyncResource):
         from py_code_mode.namespaces import Namespaces
 
         is_new = not (isinstance(self._storage, FileStorage) and self._storage.base_path.exists())
-        self._said = said = self._check_workspace()
+        self._said = said = self._admission.check_workspace()
         registry = self._tools()
         try:
             self._scratch = scratch = Scratch.make()
@@ -535,7 +518,7 @@ class Session(AsyncResource):
         )
         await self._start_executor(setup)
         await self._expose(is_new=is_new)
-        await anyio.to_thread.run_sync(self._check_settings)
+        await anyio.to_thread.run_sync(self._admission.check_settings)
         self._namespaces = self._compose(registry, scratch, said, SessionHandles())
         await self._begin_record()
         if self._sync_deps_on_start:
@@ -543,6 +526,11 @@ class Session(AsyncResource):
             if report["failed"]:
                 reasons = "; ".join(report["errors"].values())
                 raise EnvironmentFailed("the configured requirements", reasons)
+
+    async def _expose(self, *, is_new: bool) -> None:
+        note = await self._admission.expose(self._id, is_new=is_new)
+        if note is not None:
+            self._notes.append(note)
 
     async def _start_executor(self, setup: Setup) -> None:
         if self._executor.session_id is not None:
@@ -577,7 +565,7 @@ class Session(AsyncResource):
             extra=config.extra_deps or (),
             allow_runtime=config.allow_runtime_deps,
             isolation=self._executor.isolation,
-            gate=self._gate(),
+            gate=self._admission.gate,
         )
         return Namespaces(
             tools=registry,
@@ -587,92 +575,8 @@ class Session(AsyncResource):
             handles=handles,
             isolation=self._executor.isolation,
             allowed_deps=said.allowed_deps,
-            gate=self._gate(),
+            gate=self._admission.gate,
         )
-
-    def _check_workspace(self) -> WorkspaceConfig:
-        """What the workspace's file says, of a workspace whose tools may be used.
-
-        Raises:
-            ConfigError: it asks for a policy that the executor was not given, or the executor's
-                reaches into the workspace.
-            WorkspaceNotTrusted: somebody else may have written what would run here.
-        """
-        config = self._executor.config
-        tools = config.tools_folder
-        if tools is not None:
-            check_trusted(tools, (tools,))
-        if not isinstance(self._storage, FileStorage):
-            return WorkspaceConfig()
-        base = self._storage.base_path
-        check_trusted(base, None if tools is None else (base / FILE,))
-        said = read_config(base)
-        policy = cast("Policy | None", getattr(config, "policy", None))
-        required = said.required_policy(policy)
-        if required is not None and (policy is None or not policy.stronger_or_equal(required)):
-            _check_enforceable(self._executor.name, str(said.path))
-            raise ConfigError(
-                str(said.path),
-                f"its policy is required, and the {self._executor.name} executor was given "
-                f"{'none' if policy is None else 'a weaker one'}: use Session.from_base, or "
-                "pass policy=read_config(base).required_policy(...)",
-            )
-        also_read = cast("tuple[Path, ...]", getattr(config, "also_read", ()))
-        granted = (*policy.read, *policy.write) if policy is not None else ()
-        check_apart((*granted, *also_read), base)
-        return said
-
-    def _gate(self) -> Callable[[str], None] | None:
-        """Refuses what others have put into the workspace, to code that would act on this host."""
-        storage = self._storage
-        if not isinstance(storage, FileStorage) or is_as_strong(self._executor.isolation, UNKNOWN):
-            return None
-        base = storage.base_path
-        return lambda part: check_trusted(base, (base / part,))
-
-    def _check_settings(self) -> None:
-        """See that no sandboxed code took away the file that asks for a sandbox here.
-
-        Raises:
-            WorkspaceNotTrusted: it may have, and this session has none.
-        """
-        if self._gate() is None or not isinstance(self._storage, FileStorage):
-            return
-        base = self._storage.base_path
-        if any(os.path.lexists(base / name) for name in ("tools", "workflows", "requirements.txt")):
-            check_unexposed(base, base / FILE)
-
-    async def _expose(self, *, is_new: bool) -> None:
-        """See that sandboxed code cannot write to its workspace, and remember where it can write.
-
-        It may make a workspace there, or tools in one: they are not used, neither here nor by later
-        sessions, until somebody has looked at them.
-
-        Args:
-            is_new: there is no workspace yet.
-        """
-        if not is_sandboxed(self._executor.isolation):
-            return
-        workdir = () if self._given_workdir is None else (self._given_workdir,)
-        policy = cast("Policy | None", getattr(self._executor.config, "policy", None))
-        writable = (*workdir, *(policy.write if policy is not None else ()))
-        if not writable:
-            return
-        is_within = False
-        if isinstance(self._storage, FileStorage):
-            if not is_new:
-                check_apart(workdir, self._storage.base_path, source="workdir")
-            base = self._storage.base_path.resolve()
-            is_within = any(base.is_relative_to(place.resolve()) for place in writable)
-        self._has_exposed = True
-        try:
-            # before any code runs: other sessions may find what it makes while this one is open
-            await anyio.to_thread.run_sync(partial(expose, writable, self._id))
-        except (ConfigError, StoreError, OSError) as error:
-            self._has_exposed = False
-            if is_within:
-                raise  # its own tools would not be doubted
-            self._notes.append(f"what this code leaves for later will not be doubted: {error}")
 
     async def close(self) -> None:
         """End the guest and remove what the session made; a run that is going on is interrupted.
@@ -711,11 +615,7 @@ class Session(AsyncResource):
         scratch, self._scratch = self._scratch, None
         if scratch is not None:
             await anyio.to_thread.run_sync(scratch.remove)
-        if self._has_exposed:
-            self._has_exposed = False
-            # else the folders stay doubted as if code could write there still
-            with suppress(ConfigError, StoreError, OSError):
-                await anyio.to_thread.run_sync(unexpose, self._id)
+        await self._admission.unexpose()
 
     async def aclose(self) -> None:
         """The same as `close`."""
@@ -1061,7 +961,9 @@ class Session(AsyncResource):
 
         folder = self._storage.base_path / SESSIONS
         try:
-            await anyio.to_thread.run_sync(self._check_sessions, folder)
+            is_resumed = self._resumption is not None
+            check = partial(self._admission.check_record, folder, is_resumed=is_resumed)
+            await anyio.to_thread.run_sync(check)
         except (WorkspaceNotTrusted, ConfigError) as error:
             if is_wanted:
                 raise
@@ -1103,19 +1005,6 @@ class Session(AsyncResource):
             )
         else:
             await self._begin_record()
-
-    def _check_sessions(self, folder: Path) -> None:
-        """See that nobody else decides where, and what, is on record.
-
-        Raises:
-            WorkspaceNotTrusted: sandboxed code, or another user, may do so.
-            ConfigError: the record of what is trusted cannot be used.
-        """
-        check_unexposed(folder.parent, folder)
-        check_link(folder)
-        gate = self._gate()
-        if self._resumption is not None and gate is not None:
-            gate(SESSIONS)
 
     def _follow_handles(self, recorder: Recorder) -> None:
         assert self._bindings is not None
@@ -1386,20 +1275,7 @@ class Session(AsyncResource):
             max_tokens: of four UTF-8 bytes each.
         """
         check_count("max_tokens", max_tokens)
-        namespaces = self._open_namespaces()
-        lines = [_INTRODUCTION]
-        for title, entries in (
-            ("Tools", await namespaces.tools.list()),
-            ("Workflows", await namespaces.workflows.list()),
-        ):
-            if entries:
-                lines.append(f"\n{title}:")
-                lines += [_one_line(title.lower(), entry) for entry in entries]
-        handles = self._open_handles()
-        if handles.handle_names():
-            lines.append("\nVariables and handles:")
-            lines += [f"- {name}: {handles.snapshot(name)}" for name in handles.handle_names()]
-        return shorten("\n".join(lines), 4 * max_tokens)
+        return await describe(self._open_namespaces(), self._open_handles(), max_tokens)
 
     def as_tool(self) -> RunPython:
         """An async function of one text, for any agent framework.
@@ -1408,44 +1284,7 @@ class Session(AsyncResource):
         ``json_schema`` has name, description and parameters as most model APIs take them.
         """
 
-        async def run_python(code: str) -> str:
-            return (await self.run(code)).to_text()
-
-        run_python.__doc__ = _TOOL_DESCRIPTION
-        schema = {
-            "name": "run_python",
-            "description": _TOOL_DESCRIPTION,
-            "parameters": {
-                "type": "object",
-                "properties": {"code": {"type": "string", "description": "Python source code"}},
-                "required": ["code"],
-                "additionalProperties": False,
-            },
-        }
-        tool = cast("RunPython", run_python)
-        tool.json_schema = schema
-        return tool
-
-
-_INTRODUCTION = """\
-You can run Python in a session that keeps its variables between runs. The value of the last
-expression is returned. Available without import:
-- tools.<name>(...) calls a tool; tools.list() and tools.search(query) find them
-- workflows.<name>(...) runs a stored workflow, also an async one, without await
-- workflows.create(name, source, description) stores one: source defines run(...)
-- artifacts.save(name, data), artifacts.load(name), artifacts.list() keep data beyond the session
-- handles.put(name, value), handles.get(name) keep large values beyond a reset
-- deps.add(package) installs a package
-- display(object) shows figures, images and HTML"""
-
-_TOOL_DESCRIPTION = """\
-Run Python code in a session that keeps its variables, and return its output and the value of the \
-last expression. The names tools, workflows, artifacts and deps are available without import."""
-
-
-def _one_line(namespace: str, entry: Mapping[str, Any]) -> str:
-    description = str(entry.get("description") or "").strip().partition("\n")[0]
-    return f"- {namespace}.{entry['name']}: {description}".rstrip(": ")
+        return make_tool(self.run)
 
 
 def _checked(code: object) -> str:
@@ -1455,16 +1294,6 @@ def _checked(code: object) -> str:
     if len(code) > MAX_CODE:
         raise ValueError(f"code has {len(code)} characters, the limit is {MAX_CODE}: use a file")
     return str.__str__(code)
-
-
-def _check_enforceable(name: str, source: str) -> None:
-    """Raise where a policy would be promised that an executor cannot keep."""
-    if name == "in_process":
-        raise ConfigError(
-            source,
-            "a policy is required, and code in this process cannot be held to one: use the "
-            "subprocess executor, or remove `policy`",
-        )
 
 
 def _make_executor(name: str, options: dict[str, Any]) -> Executor:

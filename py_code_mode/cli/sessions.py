@@ -77,6 +77,10 @@ class Age(StrEnum):
 
 
 Id: TypeAlias = Annotated[str, typer.Argument(metavar="ID", show_default=False)]
+OneOrAll: TypeAlias = Annotated[
+    str | None,
+    typer.Argument(metavar="[ID]", help="[default: all sessions]", show_default=False),
+]
 
 
 def sessions(base: Path | None) -> Path:
@@ -332,10 +336,7 @@ def fork(
 
 @app.command()
 def check(
-    session_id: Annotated[
-        str | None,
-        typer.Argument(metavar="[ID]", help="[default: all sessions]", show_default=False),
-    ] = None,
+    session_id: OneOrAll = None,
     base: Base = None,
     as_json: Json = False,
 ) -> None:
@@ -361,10 +362,7 @@ def check(
 
 @app.command()
 def repair(
-    session_id: Annotated[
-        str | None,
-        typer.Argument(metavar="[ID]", help="[default: all sessions]", show_default=False),
-    ] = None,
+    session_id: OneOrAll = None,
     base: Base = None,
     as_json: Json = False,
 ) -> None:

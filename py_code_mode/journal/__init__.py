@@ -38,14 +38,7 @@ if TYPE_CHECKING:
     )
     from py_code_mode.journal.export import to_html, to_json, to_markdown, to_notebook
     from py_code_mode.journal.file_store import FileSessionStore
-    from py_code_mode.journal.index import (
-        Hit,
-        SessionIndex,
-        SessionPage,
-        SessionSummary,
-        list_summaries,
-        search_sessions,
-    )
+    from py_code_mode.journal.index import SessionIndex
     from py_code_mode.journal.journal import SessionJournal
     from py_code_mode.journal.lineage import (
         LineageKind,
@@ -87,6 +80,13 @@ if TYPE_CHECKING:
         prune_sessions,
     )
     from py_code_mode.journal.records import CURRENT_SCHEMA_VERSION
+    from py_code_mode.journal.scan import (
+        Hit,
+        SessionPage,
+        SessionSummary,
+        list_summaries,
+        search_sessions,
+    )
     from py_code_mode.journal.store import InMemorySessionStore, MetaPage, SessionMeta, SessionStore
     from py_code_mode.journal.turns import (
         AgentTransitionRecord,
@@ -115,7 +115,7 @@ _HOME = {
     "ChunkTable": "py_code_mode.journal.chunks",
     "CorruptRecordError": "py_code_mode.errors",
     "FileSessionStore": "py_code_mode.journal.file_store",
-    "Hit": "py_code_mode.journal.index",
+    "Hit": "py_code_mode.journal.scan",
     "InMemorySessionStore": "py_code_mode.journal.store",
     "Journal": "py_code_mode.journal.loader",
     "JournalMeta": "py_code_mode.journal.loader",
@@ -143,11 +143,11 @@ _HOME = {
     "SessionManager": "py_code_mode.journal.manager",
     "SessionMeta": "py_code_mode.journal.store",
     "SessionNotFoundError": "py_code_mode.errors",
-    "SessionPage": "py_code_mode.journal.index",
+    "SessionPage": "py_code_mode.journal.scan",
     "SessionRecord": "py_code_mode.journal.turns",
     "SessionReplay": "py_code_mode.journal.turns",
     "SessionStore": "py_code_mode.journal.store",
-    "SessionSummary": "py_code_mode.journal.index",
+    "SessionSummary": "py_code_mode.journal.scan",
     "SessionWriter": "py_code_mode.journal.persisted",
     "StatCache": "py_code_mode.journal.cache",
     "TimelineEvent": "py_code_mode.journal.turns",
@@ -169,7 +169,7 @@ _HOME = {
     "iter_records": "py_code_mode.journal.loader",
     "lineage_jsonl": "py_code_mode.journal.lineage",
     "list_persisted_sessions": "py_code_mode.journal.persisted",
-    "list_summaries": "py_code_mode.journal.index",
+    "list_summaries": "py_code_mode.journal.scan",
     "load_session": "py_code_mode.journal.persisted",
     "merge": "py_code_mode.journal.lineage",
     "parse_session": "py_code_mode.journal.parsed",
@@ -178,7 +178,7 @@ _HOME = {
     "register_chunk_migration": "py_code_mode.journal.migrations",
     "register_header_migration": "py_code_mode.journal.migrations",
     "repair_sessions": "py_code_mode.journal.upkeep",
-    "search_sessions": "py_code_mode.journal.index",
+    "search_sessions": "py_code_mode.journal.scan",
     "session_file": "py_code_mode.journal.paths",
     "session_partial_file": "py_code_mode.journal.paths",
     "sessions_dir": "py_code_mode.journal.paths",

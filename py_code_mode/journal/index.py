@@ -1,9 +1,9 @@
-"""Which sessions a folder has, and which of their records hold some words.
+"""An index of a folder's sessions and of the words in their records.
 
 Promise: the journals are the truth. What is listed and found is the same with an index and without
-one; the index, a file beside the journals, only makes it fast. It can be deleted at any time, and
-where it is damaged, of another version, locked by somebody, or cannot be made at all, it is made
-anew or left out.
+one (`scan`); the index, a file beside the journals, only makes it fast. It can be deleted at any
+time, and where it is damaged, of another version, locked by somebody, or cannot be made at all, it
+is made anew or left out.
 """
 
 from __future__ import annotations
@@ -16,42 +16,44 @@ import threading
 import time
 import zlib
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
 from urllib.parse import quote
 
-from py_code_mode.errors import CodeModeError, PersistenceError, StoreError
-from py_code_mode.journal import records
-from py_code_mode.journal.loader import find_journal, meta
-from py_code_mode.journal.migrations import migrating
-from py_code_mode.journal.pages import Page
-from py_code_mode.journal.paths import JournalFile, journal_files
-from py_code_mode.journal.words import Words, fold, text_of
-from py_code_mode.stores.log import LogReader, has_checksum
+from py_code_mode.errors import PersistenceError, StoreError
+from py_code_mode.journal.paths import JournalFile
+from py_code_mode.journal.scan import (
+    MAX_UNREADABLE,
+    Facts,
+    File,
+    Hit,
+    Mark,
+    SessionPage,
+    SessionSummary,
+    checked_limit,
+    facts_of,
+    file_of,
+    files_of,
+    hit_in,
+    is_new,
+    list_summaries,
+    mark_of,
+    page_of,
+    position_of,
+    scan,
+    text_in,
+)
+from py_code_mode.journal.words import Words, fold
+from py_code_mode.stores.log import LogReader
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping
+    from collections.abc import Generator, Iterable, Iterator
 
-    from py_code_mode.stores.log import Line
 
-__all__ = [
-    "INDEX_FILE",
-    "MAX_RESULTS",
-    "Hit",
-    "SessionIndex",
-    "SessionPage",
-    "SessionSummary",
-    "list_summaries",
-    "search_sessions",
-]
+__all__ = ["INDEX_FILE", "SessionIndex"]
 
 #: In the sessions folder; two more are beside it while it is used, and a checksum afterwards.
 INDEX_FILE = ".index.sqlite"
-#: Of one search or page, at most; asked for more, they give this many.
-MAX_RESULTS = 500
-
 _VERSION = 1
 _BUSY = 0.25  # seconds to wait for another process; a search without the index is better than more
 #: Whatever took a file's time within so short a time of a change may not have seen the change.
@@ -64,7 +66,6 @@ _BATCH = 20_000  # records between two commits
 _BLOCK = 1 << 20
 _TAIL = 64  # bytes before the indexed end, by which a file is known again
 _MAX_MISSES = 5_000  # records read in vain; reading all may be quicker
-_MAX_UNREADABLE = 100  # told of
 _FEW = 20_000  # records that are indexed in a second
 _HASH = 16 << 20  # bytes that FTS5 gathers before it writes
 _INDEXED_LENGTH = 3  # characters of a word that FTS5's trigrams can find
@@ -102,65 +103,6 @@ _COLUMNS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hit:
-    """A run, or a record that belongs to none, which has all the words of a query.
-
-    Attributes:
-        record_type: of the record that has them.
-        seq: of that record.
-        run_id: the run, for records of runs and their calls.
-        snippet: some of its text around the first word; a guest may have written it.
-    """
-
-    session_id: str
-    record_type: str
-    seq: int
-    run_id: int | None
-    ts: str
-    snippet: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSummary:
-    """What a listing tells of a session.
-
-    Attributes:
-        created_at, updated_at: when it began, and when its last record was written; RFC 3339.
-        status: ``open`` where its journal is not closed: it is live, or its process has died.
-        records: in its own journal.
-        size: of that journal, in bytes.
-        parent_session_ids: sessions it was forked or merged from.
-    """
-
-    session_id: str
-    path: Path
-    created_at: str
-    updated_at: str
-    status: str
-    is_closed: bool
-    title: str | None
-    workspace_id: str | None
-    agent_id: str | None
-    records: int
-    size: int
-    parent_session_ids: tuple[str, ...]
-
-
-#: Some sessions of a folder, the newest first.
-SessionPage: TypeAlias = Page[SessionSummary]
-
-
-class _Mark(NamedTuple):
-    """By which a file is known to be as it was: not its device, which a reboot may change."""
-
-    name: str
-    inode: int
-    size: int
-    modified: int
-    changed: int
-
-
 class _Row(NamedTuple):
     """A session in the index: it has the rows from `first` up to `next`; the first has no text."""
 
@@ -168,24 +110,9 @@ class _Row(NamedTuple):
     next: int
     id: str
     is_closed: bool
-    mark: _Mark
+    mark: Mark
     indexed: int
     tail: bytes
-    problem: str | None
-
-
-class _File(NamedTuple):
-    """A session in the folder."""
-
-    journal: JournalFile
-    mark: _Mark
-
-
-class _Facts(NamedTuple):
-    """What a journal says of its session; `problem` says why it says nothing."""
-
-    created: int
-    summary: SessionSummary | None
     problem: str | None
 
 
@@ -195,35 +122,6 @@ class _Crowded(Exception):
 
 class _Bypass(Exception):
     """The index cannot answer: it is left out."""
-
-
-def search_sessions(folder: str | Path, query: str, limit: int = 50) -> list[Hit]:
-    """What `SessionIndex.search` finds, by reading the journals: slow where there are many."""
-    words, limit = Words.of(query), _checked(limit)
-    return _scan(Path(folder), words, limit)
-
-
-def list_summaries(
-    folder: str | Path,
-    limit: int = 50,
-    cursor: str | None = None,
-    *,
-    workspace_id: str | None = None,
-) -> SessionPage:
-    """What `SessionIndex.page` gives, by reading both ends of each journal."""
-    limit, after = _checked(limit), _position(cursor)
-    readable: list[tuple[int, SessionSummary]] = []
-    unreadable: dict[str, str] = {}
-    for file in _files(Path(folder)).values():
-        facts = _facts(file)
-        if facts.summary is None:
-            unreadable[file.journal.session_id] = facts.problem or ""
-        elif workspace_id is None or facts.summary.workspace_id == workspace_id:
-            readable.append((facts.created, facts.summary))
-    readable.sort(key=lambda each: (each[0], each[1].session_id), reverse=True)
-    rest = [each for each in readable if after is None or (each[0], each[1].session_id) < after]
-    told = dict(sorted(unreadable.items())[:_MAX_UNREADABLE]) if after is None else {}
-    return _page([each[1] for each in rest[: limit + 1]], limit, told)
 
 
 class SessionIndex:
@@ -264,11 +162,11 @@ class SessionIndex:
         Raises:
             ValueError: the query is empty or too long, or the limit is no number above 0.
         """
-        words, limit = Words.of(query), _checked(limit)
+        words, limit = Words.of(query), checked_limit(limit)
         if any(len(word) >= _INDEXED_LENGTH for word in words.words):
             with suppress(_Bypass), self._current() as connection:
                 return self._search(connection, words, limit)
-        return _scan(self._folder, words, limit)
+        return scan(self._folder, words, limit)
 
     def page(
         self, limit: int = 50, cursor: str | None = None, *, workspace_id: str | None = None
@@ -283,7 +181,7 @@ class SessionIndex:
         Raises:
             ValueError: the limit is no number above 0, or the cursor is none of ours.
         """
-        limit, after = _checked(limit), _position(cursor)
+        limit, after = checked_limit(limit), position_of(cursor)
         with suppress(_Bypass), self._current() as connection:
             return self._page(connection, limit, after, workspace_id)
         return list_summaries(self._folder, limit, cursor, workspace_id=workspace_id)
@@ -314,7 +212,7 @@ class SessionIndex:
         try:
             with self._lock, self._opened() as connection:
                 row = next(self._rows(connection, "id = ? AND is_gone = 0", session_id), None)
-                file = _file(self._folder, session_id)
+                file = file_of(self._folder, session_id)
                 if row is not None and file is not None:
                     if row.mark != file.mark:
                         self._apply(connection, {session_id: file}, is_all=False)
@@ -363,12 +261,12 @@ class SessionIndex:
                 if opened is None:
                     continue
                 session_id, reader = opened
-                hit = _hit(session_id, reader.at(start), words)
+                hit = hit_in(session_id, reader.at(start), words)
                 if hit is None:
                     misses += 1
                     if misses > _MAX_MISSES:
                         raise _Bypass
-                elif _is_new(hit, runs):
+                elif is_new(hit, runs):
                     found.append(hit)
                     if len(found) == limit:
                         break
@@ -398,9 +296,9 @@ class SessionIndex:
         if after is None:
             told = dict(connection.execute(
                 "SELECT id, problem FROM sessions WHERE is_gone = 0 AND problem IS NOT NULL "
-                "ORDER BY id LIMIT ?", (_MAX_UNREADABLE,)
+                "ORDER BY id LIMIT ?", (MAX_UNREADABLE,)
             ).fetchall())  # fmt: skip
-        return _page([_loaded(self._folder / name, text) for name, text in found], limit, told)
+        return page_of([_loaded(self._folder / name, text) for name, text in found], limit, told)
 
     @contextmanager
     def _current(self) -> Generator[sqlite3.Connection, None, None]:
@@ -545,29 +443,29 @@ class SessionIndex:
         if before == self._seen and self._live_ones_are_current(connection):
             return
         began = time.time_ns()
-        self._apply(connection, _files(self._folder), is_all=True)
+        self._apply(connection, files_of(self._folder), is_all=True)
         self._seen = before if began - before >= 0 and began - before > _SETTLED else None
 
     def _live_ones_are_current(self, connection: sqlite3.Connection) -> bool:
         """Bring up what may have grown; False where a look at the whole folder is needed."""
-        grown: dict[str, _File] = {}
+        grown: dict[str, File] = {}
         for row in self._rows(connection, "is_gone = 0 AND is_closed = 0"):
             path = self._folder / row.mark.name
             try:
-                mark = _mark(row.mark.name, os.lstat(path))
+                mark = mark_of(row.mark.name, os.lstat(path))
             except FileNotFoundError:
                 return False
             if mark != row.mark:
-                grown[row.id] = _File(JournalFile(row.id, path, False), mark)
+                grown[row.id] = File(JournalFile(row.id, path, False), mark)
         if grown:
             self._apply(connection, grown, is_all=False)
         return True
 
     def _apply(
-        self, connection: sqlite3.Connection, files: dict[str, _File], *, is_all: bool
+        self, connection: sqlite3.Connection, files: dict[str, File], *, is_all: bool
     ) -> None:
         """Index what is new in files; with `is_all` there are no others."""
-        known: dict[str, _Facts] = {}
+        known: dict[str, Facts] = {}
         try:
             while self._apply_some(connection, files, known, is_all=is_all):
                 pass
@@ -576,13 +474,13 @@ class SessionIndex:
             connection.execute("BEGIN IMMEDIATE")
             self._wipe(connection)
             connection.execute("COMMIT")
-            self._apply(connection, _files(self._folder), is_all=True)
+            self._apply(connection, files_of(self._folder), is_all=True)
 
     def _apply_some(
         self,
         connection: sqlite3.Connection,
-        files: dict[str, _File],
-        known: dict[str, _Facts],
+        files: dict[str, File],
+        known: dict[str, Facts],
         *,
         is_all: bool,
     ) -> bool:
@@ -601,7 +499,7 @@ class SessionIndex:
         ]  # fmt: skip
         for file in due:
             if file.journal.session_id not in known:
-                known[file.journal.session_id] = _facts(file)
+                known[file.journal.session_id] = facts_of(file)
         due.sort(key=lambda file: (known[file.journal.session_id].created, file.journal.session_id))
         done = 0
         for position, file in enumerate(due):
@@ -614,7 +512,7 @@ class SessionIndex:
         return False
 
     def _differs(
-        self, connection: sqlite3.Connection, files: dict[str, _File], *, is_all: bool
+        self, connection: sqlite3.Connection, files: dict[str, File], *, is_all: bool
     ) -> bool:
         rows = self._known(connection, files, is_all=is_all)
         if is_all and len(rows) != len(files):
@@ -622,7 +520,7 @@ class SessionIndex:
         return any(name not in rows or rows[name].mark != file.mark for name, file in files.items())
 
     def _known(
-        self, connection: sqlite3.Connection, files: dict[str, _File], *, is_all: bool
+        self, connection: sqlite3.Connection, files: dict[str, File], *, is_all: bool
     ) -> dict[str, _Row]:
         """The sessions of the index by id: all, or those of some files."""
         if is_all:
@@ -634,7 +532,7 @@ class SessionIndex:
         }
 
     def _index(
-        self, connection: sqlite3.Connection, row: _Row | None, file: _File, facts: _Facts
+        self, connection: sqlite3.Connection, row: _Row | None, file: File, facts: Facts
     ) -> int:
         """Index one session, or what it has got since; how many records that were."""
         with LogReader(file.journal.path) as reader:
@@ -655,7 +553,7 @@ class SessionIndex:
                     if line.problem == "torn":
                         break
                     end = line.end
-                    text = _text(line)
+                    text = text_in(line)
                     if text:
                         rows.append((at + len(rows), line.offset, fold(text)))
                         if len(rows) == _BATCH:
@@ -698,7 +596,7 @@ class SessionIndex:
     def _rows(connection: sqlite3.Connection, where: str, *given: object) -> Iterator[_Row]:
         for found in connection.execute(f"SELECT {_COLUMNS} FROM sessions WHERE {where}", given):
             first, after, name, is_closed, *mark, indexed, tail, problem = found
-            yield _Row(first, after, name, bool(is_closed), _Mark(*mark), indexed, tail, problem)
+            yield _Row(first, after, name, bool(is_closed), Mark(*mark), indexed, tail, problem)
 
 
 class _Journals:
@@ -775,90 +673,6 @@ def _free_block(connection: sqlite3.Connection, created: int, name: str) -> int:
     return (low + after[0]) // 2
 
 
-def _checked(limit: object) -> int:
-    if type(limit) is not int or limit < 1:
-        raise ValueError(f"a limit is an int above 0, got {limit!r}")
-    return min(limit, MAX_RESULTS)
-
-
-def _position(cursor: object) -> tuple[int, str] | None:
-    if cursor is None:
-        return None
-    if isinstance(cursor, str):
-        created, _, name = cursor.partition("~")
-        if name and len(created) < 20 and created.removeprefix("-").isdecimal():
-            return int(created), name
-    raise ValueError("the cursor is not one that a page gave")
-
-
-def _page(found: list[SessionSummary], limit: int, told: Mapping[str, str]) -> SessionPage:
-    shown = tuple(found[:limit])
-    cursor = None
-    if len(found) > limit:
-        cursor = f"{_microseconds(shown[-1].created_at)}~{shown[-1].session_id}"
-    return Page(sessions=shown, cursor=cursor, unreadable=told)
-
-
-def _mark(name: str, status: os.stat_result) -> _Mark:
-    return _Mark(name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def _files(folder: Path) -> dict[str, _File]:
-    """The journals of a folder by session; one for each that has two."""
-    found: dict[str, _File] = {}
-    for journal in journal_files(folder):
-        name = journal.session_id
-        if name in found:
-            with suppress(PersistenceError, StoreError):
-                journal = find_journal(folder, name)
-        with suppress(FileNotFoundError):  # closed or deleted in this moment
-            found[name] = _File(journal, _mark(journal.path.name, os.lstat(journal.path)))
-    return found
-
-
-def _file(folder: Path, session_id: str) -> _File | None:
-    try:
-        journal = find_journal(folder, session_id)
-        return _File(journal, _mark(journal.path.name, os.lstat(journal.path)))
-    except (FileNotFoundError, PersistenceError):
-        return None
-
-
-def _facts(file: _File) -> _Facts:
-    """What a journal's head and tail say; never raises for what is wrong with it."""
-    journal = file.journal
-    try:
-        found = meta(journal.path, upgrade=migrating(journal.path))
-    except CodeModeError as error:
-        return _Facts(0, None, str(error))
-    header = found.header
-    summary = SessionSummary(
-        session_id=journal.session_id,
-        path=journal.path,
-        created_at=found.created_at,
-        updated_at=found.updated_at,
-        status=found.status if found.is_closed else "open",
-        is_closed=found.is_closed,
-        title=header.title,
-        workspace_id=header.workspace_id,
-        agent_id=header.agent_id,
-        records=found.last_seq + 1,
-        size=found.size,
-        parent_session_ids=tuple(str(each) for each in header.parent_session_ids),
-    )
-    return _Facts(_microseconds(found.created_at), summary, None)
-
-
-def _microseconds(moment: str) -> int:
-    """Since 1970; 0 for what is no time. Without a zone it is UTC."""
-    try:
-        when = datetime.fromisoformat(moment)
-        when = when if when.tzinfo is not None else when.replace(tzinfo=UTC)
-        return round((when - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds() * 1e6)
-    except (ValueError, OverflowError):
-        return 0
-
-
 def _dumped(summary: SessionSummary) -> str:
     names = (name for name in SessionSummary.__dataclass_fields__ if name != "path")
     return json.dumps({name: getattr(summary, name) for name in names})
@@ -870,7 +684,7 @@ def _loaded(path: Path, text: str) -> SessionSummary:
     return SessionSummary(path=path, **found)
 
 
-def _goes_on(row: _Row, file: _File, reader: LogReader) -> bool:
+def _goes_on(row: _Row, file: File, reader: LogReader) -> bool:
     """Whether a file is the one that was indexed, with more at its end at most."""
     if row.problem is not None or row.mark.inode != file.mark.inode:
         return False
@@ -898,81 +712,6 @@ def _sum_of(path: Path) -> str:
 
 def _opener(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-
-
-def _decoded(line: Line) -> records.Record | records.Foreign | None:
-    data = line.data
-    if line.problem is not None:
-        if line.problem in ("torn", "long") or has_checksum(data):
-            return None
-        data = data.removeprefix(b"\xef\xbb\xbf").strip()  # an old file, which has none
-    try:
-        return records.decode(data)
-    except records.InvalidRecord:
-        return None
-
-
-def _text(line: Line) -> str:
-    record = _decoded(line)
-    return "" if record is None else text_of(record)
-
-
-def _hit(session_id: str, line: Line | None, words: Words) -> Hit | None:
-    """What a line is found as; None where it does not have the words."""
-    if line is None or not words.may_be_in(line.data):
-        return None
-    record = _decoded(line)
-    if record is None:
-        return None
-    text = text_of(record)
-    if not words.are_in(fold(text)):
-        return None
-    return Hit(
-        session_id=session_id,
-        record_type=record.record_type,
-        seq=record.seq,
-        run_id=record.run_id if isinstance(record, records.Run | records.Call) else None,
-        ts=record.ts,
-        snippet=words.snippet(text),
-    )
-
-
-def _is_new(hit: Hit, runs: set[tuple[str, int]]) -> bool:
-    if hit.run_id is None:
-        return True
-    run = hit.session_id, hit.run_id
-    if run in runs:
-        return False
-    runs.add(run)
-    return True
-
-
-def _scan(folder: Path, words: Words, limit: int) -> list[Hit]:
-    described = [(_facts(file), file) for file in _files(folder).values()]
-    readable = [each for each in described if each[0].problem is None]
-    readable.sort(key=lambda each: (each[0].created, each[1].journal.session_id), reverse=True)
-    found: list[Hit] = []
-    for _, file in readable:
-        with suppress(StoreError):  # deleted meanwhile, or not ours to read
-            found += _matches(file.journal, words, limit - len(found))
-        if len(found) >= limit:
-            break
-    return found
-
-
-def _matches(journal: JournalFile, words: Words, limit: int) -> list[Hit]:
-    """The last hits of one session, in little memory."""
-    hits: list[Hit] = []
-    with LogReader(journal.path) as reader:
-        for line in reader.lines():
-            hit = _hit(journal.session_id, line, words)
-            if hit is not None:
-                if hit.run_id is not None:
-                    # of a run, its last record
-                    hits = [each for each in hits if each.run_id != hit.run_id]
-                hits.append(hit)
-                del hits[:-limit]
-    return hits[::-1]
 
 
 def _is_networked(folder: Path) -> bool:

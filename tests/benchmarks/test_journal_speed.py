@@ -25,7 +25,7 @@ from py_code_mode.errors import EnvironmentFailed
 from py_code_mode.journal.cache import clear_cache, get_cached_session
 from py_code_mode.journal.chunks import ChunkRow, Transcript
 from py_code_mode.journal.file_store import FileSessionStore
-from py_code_mode.journal.index import INDEX_FILE, SessionIndex, search_sessions
+from py_code_mode.journal.index import INDEX_FILE, SessionIndex
 from py_code_mode.journal.journal import SessionJournal
 from py_code_mode.journal.manager import SessionManager
 from py_code_mode.journal.persisted import SessionWriter, load_session
@@ -38,6 +38,7 @@ from py_code_mode.journal.records import (
     Trailer,
     encode,
 )
+from py_code_mode.journal.scan import search_sessions
 from py_code_mode.journal.store import InMemorySessionStore
 from py_code_mode.journal.turns import SessionRecord, TurnRecord
 from py_code_mode.stores.log import seal

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from py_code_mode.journal import SessionIndex, SessionJournal, list_summaries, search_sessions
 from py_code_mode.journal import index as module
-from py_code_mode.journal.index import INDEX_FILE, MAX_RESULTS
+from py_code_mode.journal.index import INDEX_FILE
 from py_code_mode.journal.records import Call, Chunk, ErrorInfo, Event, Patch, Run, Turn
+from py_code_mode.journal.scan import MAX_RESULTS
 from py_code_mode.journal.words import MAX_QUERY
 
 if TYPE_CHECKING:
