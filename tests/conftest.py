@@ -321,6 +321,8 @@ def _in_brief(report: pytest.TestReport | pytest.CollectReport) -> list[str]:
     """Which test failed, what it said, and the lines of ours that led there."""
     during = "" if report.when in ("call", "collect") else f" ({report.when})"
     lines = report.longreprtext.splitlines()
-    said = [line for line in lines if line.startswith("E ")] or lines
+    most = _LINES_EACH - 10
+    # of a group of exceptions there are none, and its last lines say what was wrong
+    said = [line for line in lines if line.startswith("E ")][:most] or lines[-most:]
     places = [line for line in lines if _PLACE.match(line) and "site-packages" not in line]
-    return [f"FAILED{during} {report.nodeid}", *said[: _LINES_EACH - 10], *places[-9:]]
+    return [f"FAILED{during} {report.nodeid}", *said, *places[-9:]]

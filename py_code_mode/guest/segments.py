@@ -8,6 +8,7 @@ of the pages that it writes to, and no other.
 from __future__ import annotations
 
 import _thread
+import errno
 import fcntl
 import mmap
 import os
@@ -36,6 +37,7 @@ ALIGNMENT = 64
 _BUFFERS_PER_CALL = 1024  # IOV_MAX of Linux
 _SMALL_PIECE = 4096
 _NEEDED_SEALS = 0x0002 | 0x0004 | 0x0008  # F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
+_SEAL_TRIES = 25  # of a fifth of a second each
 _MAP_FIXED = 0x10
 HAS_MEMFD = sys.platform == "linux" and hasattr(os, "memfd_create")
 
@@ -248,11 +250,27 @@ def _written(buffers: list[Buffer]) -> int:
         # sealing. It lets other threads run.
         while buffers:
             buffers = advance(buffers, os.writev(fd, buffers[:_BUFFERS_PER_CALL]))
-        fcntl.fcntl(fd, 1033, _NEEDED_SEALS | 0x0001)  # F_ADD_SEALS, and F_SEAL_SEAL
+        _add_seals(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _add_seals(fd: int) -> None:
+    """Seal a memfd that nobody else has.
+
+    The kernel refuses while anybody holds one of its pages, as it does itself while it moves them
+    together (mm/memfd.c, memfd_wait_for_pins). It waits for them a fifth of a second at a time.
+    """
+    for tries_left in reversed(range(_SEAL_TRIES)):
+        try:
+            fcntl.fcntl(fd, 1033, _NEEDED_SEALS | 0x0001)  # F_ADD_SEALS, and F_SEAL_SEAL
+        except OSError as error:
+            if error.errno != errno.EBUSY or not tries_left:
+                raise
+        else:
+            return
 
 
 def advance(buffers: list[Buffer], sent: int) -> list[Buffer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -164,6 +165,53 @@ def test_sealed_memory_can_be_changed_by_nobody() -> None:
         os.ftruncate(one.fd, 1 << 30)
     with pytest.raises(PermissionError):
         fcntl.fcntl(one.fd, 1033, 0)
+
+
+@pytest.fixture
+def page_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Have a page of every memfd held by a pipe, which gives it up when it is read."""
+    reader, writer = os.pipe()
+    write = os.writev
+
+    def write_and_hold(fd: int, buffers: list[bytes]) -> int:
+        written = write(fd, buffers)
+        os.splice(fd, writer, 4096, offset_src=0)
+        return written
+
+    monkeypatch.setattr(segments.os, "writev", write_and_hold)
+    yield reader
+    os.close(reader)
+    os.close(writer)
+
+
+def test_sealing_waits_for_whoever_still_holds_a_page(
+    page_in_a_pipe: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel holds pages for a moment, too: a put failed on a busy machine."""
+    refusals: list[int | None] = []
+    control = fcntl.fcntl
+
+    def control_and_let_go(fd: int, command: int, flags: int) -> int:
+        try:
+            return control(fd, command, flags)
+        except OSError as error:
+            refusals.append(error.errno)
+            os.read(page_in_a_pipe, 4096)
+            raise
+
+    monkeypatch.setattr(segments.fcntl, "fcntl", control_and_let_go)
+    (one,) = seal([bytes(MEMFD_THRESHOLD)], 1)
+    assert refusals == [errno.EBUSY]
+    assert isinstance(one, Sealed)
+    one.memory.close()
+
+
+def test_memory_that_somebody_does_not_let_go_of_is_not_sent(
+    page_in_a_pipe: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_SEAL_TRIES", 2)
+    with pytest.raises(OSError, match=os.strerror(errno.EBUSY)):
+        seal([bytes(MEMFD_THRESHOLD)], 1)
 
 
 NO_ROOM = """
