@@ -12,6 +12,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -75,6 +76,8 @@ if TYPE_CHECKING:
 
 #: A thread that waits for a lock cannot be interrupted, so ours wait in slices of this length.
 _SLICE = 0.05
+#: Seconds for which code that has not stopped is interrupted, once its session goes on without it.
+_PRESSING = 5.0
 #: Characters a session may be ahead of the event loop before its thread waits.
 _MAX_BUFFERED = 4 << 20
 #: Characters of one line that may wait for its end.
@@ -516,10 +519,21 @@ class _Guest:
                 _set_exception(ident, id(KeyboardInterrupt))
                 _wake_event_loop(ident)
 
+    def _press(self) -> None:
+        """Interrupt abandoned code again and again for a while: it has the interpreter's lock.
+
+        One interrupt may be lost without the code's doing: where the stack is nearly full the
+        interpreter raises RecursionError instead.
+        """
+        until = time.monotonic() + _PRESSING
+        while self._thread.is_alive() and time.monotonic() < until:
+            self._raise_in_thread()
+            self._thread.join(_SLICE)
+
     def _abandon(self) -> None:
         self._flush_all()
         self.is_abandoned = True
-        self._raise_in_thread()
+        threading.Thread(target=self._press, name=f"{self._thread.name}: end", daemon=True).start()
         self._requests.put(None)
         self._let_go()
         if self._activity is not None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import sys
+import textwrap
+import threading
 
 import anyio
 import pytest
+
+from py_code_mode import MemoryStorage, Session
+
+PATIENCE = 30.0
 
 PROFILED = """
 import anyio, cProfile
@@ -43,3 +49,25 @@ async def test_the_thread_of_the_event_loop_can_be_profiled(before: str) -> None
         code = PROFILED.format(before=before)
         done = await anyio.run_process([sys.executable, "-c", code], check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.anyio
+async def test_abandoned_code_is_interrupted_until_it_stops() -> None:
+    """Each of these interrupts was lost, as where the stack is nearly full; its thread went on."""
+    code = """
+        swallowed = 0
+        while swallowed < 30:
+            try:
+                while True:
+                    pass
+            except KeyboardInterrupt:
+                swallowed += 1
+    """
+    async with Session(MemoryStorage()) as session:
+        name = f"session {session.id}"
+        (thread,) = (each for each in threading.enumerate() if each.name == name)
+        result = await session.run(textwrap.dedent(code), timeout=0.1)
+        assert result.state == "lost"
+        await anyio.to_thread.run_sync(thread.join, PATIENCE)
+        assert not thread.is_alive()
+        assert (await session.run("1 + 1")).value == 2
