@@ -273,7 +273,10 @@ def hide_behind_a_slow_look() -> object:
     for _ in range(4):
         if not os.read(ready, 1):
             raise Contained("the copies got no memory")
-    return _over()
+    held = _over()
+    if os.waitpid(-1, os.WNOHANG)[0]:
+        raise Contained("a copy was ended to make room")  # by the kernel: the rest is within
+    return held
 
 
 # -- processes
