@@ -650,7 +650,7 @@ def _is_plain(value: Any, depth: int) -> bool:
                 return False
         return True
     if kind is list:
-        for item in value:  # noqa: SIM110: a generator costs more than all else here
+        for item in value:
             if type(item) not in _ATOMS and not _is_plain(item, depth + 1):
                 return False
         return True
