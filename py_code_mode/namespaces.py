@@ -21,10 +21,10 @@ from py_code_mode.errors import (
     InvalidCall,
     InvalidName,
     WorkflowNotApproved,
-    brief,
 )
 from py_code_mode.guest.variables import is_large
-from py_code_mode.handles.info import is_name
+from py_code_mode.handles.info import check_name as check_handle_name
+from py_code_mode.handles.info import shown
 from py_code_mode.origin import is_as_strong, origin_of
 
 if TYPE_CHECKING:
@@ -317,14 +317,10 @@ _TAKEN = frozenset({*_SERVICES, *RESERVED, *(name for name in dir(builtins) if n
 
 def check_name(name: str) -> None:
     """Raise `InvalidName` where a handle, and a variable, cannot have this name."""
-    if not is_name(name):
-        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            reason = f"a name is a str, not {type(name).__name__}"
-            raise InvalidName(brief(name), "a handle", reason)
-        raise InvalidName(name[:80], "a handle", "it must be a Python identifier, and no keyword")
+    check_handle_name(name)
     if len(name) > _MAX_NAME:
         reason = f"it may have {_MAX_NAME} characters at most"
-        raise InvalidName(name[:80], "a handle", reason)
+        raise InvalidName(shown(name), "a handle", reason)
     read = unicodedata.normalize("NFKC", name)
     if read != name:
         # PEP 3131: no code could name the variable

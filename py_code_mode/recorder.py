@@ -236,7 +236,7 @@ class Recorder:
     ) -> None:
         """Know the variables that were brought back, and the saved states that there are."""
         self._at_run, self._is_saved = at_run, is_saved
-        self._newest_run = max((run.run_id for run in journal.runs), default=0)
+        self._newest_run = journal.last_run
         mine = [one for one in journal.records if isinstance(one, SavedState)]
         self._states = SavedStates(self._journal, mine)
         self._state = loaded

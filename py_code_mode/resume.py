@@ -27,7 +27,7 @@ from py_code_mode.errors import (
     ValueNotPortable,
 )
 from py_code_mode.execution.executor import Load, RunRequest
-from py_code_mode.execution.executor import SavedState as State
+from py_code_mode.execution.executor import SavedState as GuestState
 from py_code_mode.guest.errors import GUEST_ERRORS, from_facts
 from py_code_mode.journal.blobs import BlobMissing, is_ref
 from py_code_mode.journal.loader import read_journal
@@ -145,9 +145,7 @@ class Resumption:
             _check_trusted(journal, isolation)
         # what code does from here on is the work of this isolation
         recorder.expect("resume", mode=self.mode, isolation=isolation)
-        if any(_is_dependency(event) for event in journal.events) or any(
-            call.tool_name.startswith("deps.") for call in journal.calls
-        ):
+        if _has_dependencies(journal):
             await guest.dependencies.sync()
         saved = await self._load(journal, guest.executor) if self.mode == "restore" else None
         line = list(journal.live_line)
@@ -187,7 +185,7 @@ class Resumption:
             session_id=self.session_id,
             mode=self.mode,
             at_run=at_run,
-            last_run=max((run.run_id for run in journal.runs), default=0),
+            last_run=journal.last_run,
             replayed=tuple(replayed),
             skipped=tuple(skipped),
             lost=lost,
@@ -223,7 +221,7 @@ class Resumption:
         for saved in _states_on_line(journal):
             try:
                 parts = await anyio.to_thread.run_sync(read_parts, saved, journal.blobs)
-                await executor.exchange(Load(State(parts=parts, types={}, skipped={})))
+                await executor.exchange(Load(GuestState(parts=parts, types={}, skipped={})))
             except (CallFailed, PersistenceError) as error:
                 is_old = saved.saved_state_id in old or id(saved) not in mine
                 if is_old and isinstance(error, BlobMissing):
@@ -384,8 +382,10 @@ def _check_trusted(journal: Journal, isolation: str) -> None:
             raise StateNotTrusted(journal.header.id, origin, isolation)
 
 
-def _is_dependency(event: Event) -> bool:
-    return event.kind == "dep"
+def _has_dependencies(journal: Journal) -> bool:
+    """Whether host or guest changed what is installed, as far as there is a record of it."""
+    by_host = any(event.kind == "dep" for event in journal.events)
+    return by_host or any(call.tool_name.startswith("deps.") for call in journal.calls)
 
 
 def _states_on_line(journal: Journal) -> Iterator[SavedState]:

@@ -45,9 +45,11 @@ MAX_EXPOSED = 128
 _FILE = "trusted.json"
 _HAS_OWNERS = hasattr(os, "geteuid")
 _ACL = "system.posix_acl_access"
-#: Nanoseconds by which a file's time may be behind: kernels take it from a clock that ticks every
-#: few milliseconds, and some file systems round it to two seconds.
+#: Nanoseconds by which a file's time may be behind: kernels take it from a clock that ticks, and
+#: some file systems round it to two seconds.
 _MARGIN = 2_000_000_000
+#: Seconds that no tick of that clock takes (10 ms where a kernel's CONFIG_HZ is 100).
+_TICK = 0.02
 _MAX_LINKS = 40  # as the kernel follows
 _NOBODY: Mapping[str, int] = MappingProxyType({})
 
@@ -173,7 +175,7 @@ def check_trusted(folder: Path, parts: Sequence[Path] | None = None) -> None:
         return
     known, places = _read_record()
     place = _resolved(folder)
-    record = next((each for each in known if each.folder == place), Trusted(folder=place))
+    record = _said_of(place, known)
     looked_at = _looked_at(folder, used)
     planted = _planted(folder, looked_at, _Places(places, record.at))
     left = [str(doubt) for doubt in (*_owned(looked_at), *planted) if not record.covers(doubt)]
@@ -192,8 +194,7 @@ def check_unexposed(folder: Path, part: Path) -> None:
     if not exposures:
         return
     place = _resolved(folder)
-    at = max((each.at for each in known if each.folder == place), default=0)
-    places = _Places(exposures, at)
+    places = _Places(exposures, _said_of(place, known).at)
     if any(map(places.are_open, (place, _resolved(part)))):
         reason = f"{part} can be written by sandboxed code"
         raise WorkspaceNotTrusted(str(place), (reason,))
@@ -233,9 +234,14 @@ def doubts(folder: Path, parts: Sequence[Path] | None = None) -> tuple[Doubt, ..
     if not used:
         return ()  # a folder of which nothing is used may be anybody's
     known, places = _read_record()
-    at = max((each.at for each in known if each.folder == _resolved(folder)), default=0)
+    at = _said_of(_resolved(folder), known).at
     looked_at = _looked_at(folder, used)
     return (*_owned(looked_at), *_planted(folder, looked_at, _Places(places, at)))
+
+
+def _said_of(place: Path, known: Iterable[Trusted]) -> Trusted:
+    """What the user said of a folder; nothing, if nothing was said."""
+    return next((each for each in known if each.folder == place), Trusted(folder=place))
 
 
 def _owned(paths: Iterable[Path]) -> tuple[Doubt, ...]:
@@ -391,6 +397,7 @@ def trust(folder: Path) -> Trusted:
         lasting = [_without_dead(each, new.at) for each in places]
         kept = [each for each in lasting if each.open or not each.folder.is_relative_to(folder)]
         _write(store, [*left, new], kept)
+    time.sleep(_TICK)  # what is changed from now on must not have a time before this
     return new
 
 

@@ -250,14 +250,14 @@ def _written(buffers: list[Buffer]) -> int:
         # sealing. It lets other threads run.
         while buffers:
             buffers = advance(buffers, os.writev(fd, buffers[:_BUFFERS_PER_CALL]))
-        _add_seals(fd)
+        add_seals(fd, _NEEDED_SEALS | 0x0001)  # F_SEAL_SEAL
     except BaseException:
         os.close(fd)
         raise
     return fd
 
 
-def _add_seals(fd: int) -> None:
+def add_seals(fd: int, seals: int) -> None:
     """Seal a memfd that nobody else has.
 
     The kernel refuses while anybody holds one of its pages, as it does itself while it moves them
@@ -265,7 +265,7 @@ def _add_seals(fd: int) -> None:
     """
     for tries_left in reversed(range(_SEAL_TRIES)):
         try:
-            fcntl.fcntl(fd, 1033, _NEEDED_SEALS | 0x0001)  # F_ADD_SEALS, and F_SEAL_SEAL
+            fcntl.fcntl(fd, 1033, seals)  # F_ADD_SEALS
         except OSError as error:
             if error.errno != errno.EBUSY or not tries_left:
                 raise

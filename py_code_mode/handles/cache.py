@@ -299,8 +299,12 @@ class SessionCache:
             if not overwrite:
                 name = self._free_name(name)
             elif (old := self._entries.get(name)) is not None:
-                former = self._stand_in(old) if old.value is not held else old.former
-                self._take_name(old, is_gone=old.value is not held)
+                if old.value is held:
+                    former = old.former
+                    old.value.entries.remove(old)
+                else:
+                    former = self._stand_in(old)
+                    self._take_name(old)
             if held is None:
                 held = _Value(value, _type_of(value))
                 if not is_immutable(value):
@@ -543,14 +547,13 @@ class SessionCache:
             self._suffixes[base] = int(suffix)
         self._take_name(entry)
 
-    def _take_name(self, entry: _Entry, *, is_gone: bool = True) -> None:
+    def _take_name(self, entry: _Entry) -> None:
         """Take a name from its value in memory; it is forgotten if that was its last."""
         held = entry.value
         held.entries.remove(entry)
-        if is_gone:
-            self._problems = [found for found in self._problems if found.name != entry.name]
-            if not held.entries:
-                self._forget(held)
+        self._problems = [found for found in self._problems if found.name != entry.name]
+        if not held.entries:
+            self._forget(held)
 
     def _stand_in(self, old: _Entry) -> _Value | None:
         """The value whose file tells of a name that is about to be another's, if there is one.

@@ -92,11 +92,12 @@ def check_name(name: object) -> str:
     Raises:
         InvalidName: (a ValueError) it cannot name a handle.
     """
-    if isinstance(name, str) and is_name(name):
-        return str.__str__(name)
-    raise InvalidName(
-        shown(name), "a handle", "it must be a valid Python identifier, and no keyword"
-    )
+    if not isinstance(name, str):
+        raise InvalidName(shown(name), "a handle", f"a name is a str, not {type(name).__name__}")
+    if not is_name(name):
+        reason = "it must be a valid Python identifier, and no keyword"
+        raise InvalidName(shown(name), "a handle", reason)
+    return str.__str__(name)
 
 
 def key_of(name: object) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from py_code_mode.errors import HandleNotFound, HandlesFull
 from py_code_mode.guest.holdings import HELD_RESULTS
-from py_code_mode.guest.variables import MAX_TOLD, is_large
+from py_code_mode.guest.variables import MAX_TOLD
 from py_code_mode.handles.cache import SessionCache
 from py_code_mode.handles.info import HandleInfo, Origin, key_of, shown
 from py_code_mode.handles.reads import reads_of
@@ -84,23 +84,15 @@ class SessionHandles(SessionCache):
         origin: Origin | None = None,
     ) -> str:
         with self._lock:
-            used = self._put(name, value, overwrite, semantics=semantics, origin=origin)
+            used = super().put(name, value, overwrite, semantics=semantics, origin=origin)
+            self._note_value(used)
             self._note_change(used, is_replaced=overwrite)
             return used
 
-    def _put(
-        self,
-        name: str,
-        value: object,
-        overwrite: bool = False,
-        *,
-        semantics: Semantics | None = None,
-        origin: Origin | None = None,
-    ) -> str:
-        used = super().put(name, value, overwrite, semantics=semantics, origin=origin)
-        self._part_with(used)
-        self._versions[used] = next(_versions)
-        return used
+    def _note_value(self, name: str) -> None:
+        """Take note that a name has another value than it had."""
+        self._part_with(name)
+        self._versions[name] = next(_versions)
 
     def _drop(self, name: str) -> None:
         super().delete(name)
@@ -156,7 +148,6 @@ class SessionHandles(SessionCache):
         """Know a value that guest code has put and that stays in the guest; gives its name.
 
         Raises:
-            InvalidName: it cannot name a handle.
             HandlesFull: there are too many.
         """
         with self._lock:
@@ -172,16 +163,15 @@ class SessionHandles(SessionCache):
             self._tell_of(used)
             return used
 
-    def put_result(self, name: str, value: object, call: str) -> str | None:
-        """Keep what a call gave the guest, if it is large; gives the name used."""
-        if not is_large(value):
-            return None
+    def put_result(self, name: str, value: object, call: str) -> str:
+        """Keep something large that a call gave the guest; gives the name used."""
         name = re.sub(r"\W", "_", name)
         if not name.isidentifier() or name.startswith("_") or keyword.iskeyword(name):
             name = f"result_{name.lstrip('_')}"
         with self._lock:
             origin = Origin(kind="call", run_id=self.run_id, call=call)
-            used = self._put(name, value, origin=origin)
+            used = super().put(name, value, origin=origin)
+            self._note_value(used)
             self._results.append(used)
             self._tell_of(used)
             if len(self._results) > MAX_RESULTS:
@@ -230,7 +220,7 @@ class SessionHandles(SessionCache):
                 for name in reversed(super().handle_names()):
                     info = super().info(name)
                     value = super().get(name)
-                    other._put(name, value, semantics=info.semantics, origin=info.origin)
+                    other.put(name, value, semantics=info.semantics, origin=info.origin)
             except BaseException:
                 other.close()
                 raise

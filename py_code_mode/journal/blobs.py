@@ -18,12 +18,14 @@ import re
 import stat as modes
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from py_code_mode.errors import CorruptRecordError, LogFull, PersistenceError, StoreError
 from py_code_mode.journal.paths import BLOB_FOLDER
 from py_code_mode.journal.records import Tagged
+from py_code_mode.stores.file import lock_before
 from py_code_mode.stores.files import DISK, FileSystem
 
 if TYPE_CHECKING:
@@ -41,8 +43,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NEW = ".new-"
 _LOCK = ".lock"
 _BLOCK = 1 << 20
-#: Seconds that `release` waits for those who are putting blobs, and between two looks.
-_PATIENCE, _PAUSE = 1.0, 0.005
+_PATIENCE = 1.0  # seconds that `release` waits for those who are putting blobs
 
 
 class BlobMissing(PersistenceError):
@@ -333,33 +334,24 @@ class BlobStore:
 
     @contextmanager
     def _locked(self, base: int, *, is_shared: bool) -> Generator[None, None, None]:
-        # One descriptor each time: threads lock each other out as processes do.
-        file = self._files.open(_LOCK, os.O_RDWR | os.O_CREAT, folder=base)
-        try:
+        with self._lock_file(base) as file:
             self._files.lock(file, is_shared=is_shared, waits=True)
             yield
-        finally:
-            # Given up by name, or a child forked meanwhile would keep it.
-            with suppress(OSError):
-                self._files.unlock(file)
-            self._files.close(file)
 
     @contextmanager
     def _locked_soon(self, base: int) -> Generator[bool, None, None]:
         """The lock, alone; gives False where it cannot be had in `_PATIENCE`."""
+        with self._lock_file(base) as file:
+            yield lock_before(time.monotonic() + _PATIENCE, partial(self._files.lock, file))
+
+    @contextmanager
+    def _lock_file(self, base: int) -> Generator[int, None, None]:
+        # One descriptor each time: threads lock each other out as processes do.
         file = self._files.open(_LOCK, os.O_RDWR | os.O_CREAT, folder=base)
-        is_locked, until = False, time.monotonic() + _PATIENCE
         try:
-            while not is_locked:
-                try:
-                    self._files.lock(file)
-                    is_locked = True
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        break
-                    time.sleep(_PAUSE)
-            yield is_locked
+            yield file
         finally:
+            # Given up by name, or a child forked meanwhile would keep it.
             with suppress(OSError):
                 self._files.unlock(file)
             self._files.close(file)

@@ -59,8 +59,8 @@ from py_code_mode.stores.log import (
     check_durability,
     seal,
     signature_of,
-    sync_later,
 )
+from py_code_mode.stores.syncing import sync_later
 
 if TYPE_CHECKING:
     from collections.abc import Generator

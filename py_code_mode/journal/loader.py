@@ -253,6 +253,11 @@ class Journal:
     last_seq: int
 
     @property
+    def last_run(self) -> int:
+        """The number of the newest run, also of one that was undone; 0 for none."""
+        return max((run.run_id for run in self.runs), default=0)
+
+    @property
     def blobs(self) -> BlobStore:
         """Where its large values are."""
         return BlobStore(self.path.parent)

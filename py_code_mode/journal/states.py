@@ -77,11 +77,6 @@ class SavedStates:
         old = superseded(states)
         self._kept = [state for state in states if state.saved_state_id not in old]
 
-    @property
-    def newest(self) -> SavedState | None:
-        """What was written last."""
-        return self._kept[-1] if self._kept else None
-
     def write(
         self,
         state: SavedState,

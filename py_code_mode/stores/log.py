@@ -44,13 +44,12 @@ from py_code_mode.errors import (
     StoreError,
 )
 from py_code_mode.stores.files import DISK, FileSystem
-from py_code_mode.stores.syncing import GROUP_WINDOW, sync_later
+from py_code_mode.stores.syncing import sync_later
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
 __all__ = [
-    "GROUP_WINDOW",
     "MAX_LINE",
     "Cut",
     "Durability",
@@ -65,11 +64,10 @@ __all__ = [
     "problem_of",
     "seal",
     "signature_of",
-    "sync_later",
 ]
 
 #: What an append promises when it returns: the line survives the death of this process; the same,
-#: and the death of the machine after at most `GROUP_WINDOW`; both at once.
+#: and the death of the machine after at most `syncing.GROUP_WINDOW`; both at once.
 Durability: TypeAlias = Literal["process", "group", "power"]
 #: Bytes of the longest line.
 MAX_LINE = 256 << 20
