@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import psutil
 import pytest
 
@@ -34,6 +35,13 @@ pytest.register_assert_rewrite(
     "py_code_mode.testing.session_stores",
     "py_code_mode.testing.stores",
 )
+
+# On a busy machine any example may take as long as one that is too slow; `timeout` bounds them all.
+# The gate tries the same examples each time; `.ci/full` tries others.
+hypothesis.settings.register_profile(
+    "unhurried", deadline=None, derandomize=not os.environ.get("PY_CODE_MODE_FULL")
+)
+hypothesis.settings.load_profile("unhurried")
 
 #: How long what a test has ended may take to be gone.
 PATIENCE = 10.0
@@ -68,6 +76,15 @@ def temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
         del os.environ["TMPDIR"]
     else:
         os.environ["TMPDIR"] = variable
+
+
+@pytest.fixture
+def own_temp_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files of one test are made, and nothing of anybody else."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture

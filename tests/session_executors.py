@@ -1,17 +1,22 @@
-"""Executors that tests of sessions are parametrised over, and what these tests need of them."""
+"""What several tests of sessions use: executors to be parametrised over, storages, helpers.
+
+Fixtures are taken over by name: ``storage = session_executors.storage``.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import pytest
 
-from py_code_mode import SubprocessConfig, SubprocessExecutor
+from py_code_mode import FileStorage, InProcessExecutor, SubprocessConfig, SubprocessExecutor
+from py_code_mode.journal.loader import Journal, find_journal, read_journal
 from py_code_mode.sandbox.probe import probe, sandbox_user
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from py_code_mode import Session
     from py_code_mode.execution.executor import Executor
@@ -42,6 +47,33 @@ def require(backend: Backend) -> None:
 
 
 WORKERS = [plain, pytest.param(sandboxed, marks=with_copies)]
+
+
+@pytest.fixture(params=[InProcessExecutor, *WORKERS])
+def new_executor(request: pytest.FixtureRequest) -> NewExecutor:
+    return request.param
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> FileStorage:
+    (tmp_path / "base").mkdir()
+    return FileStorage(tmp_path / "base")
+
+
+def file_of(storage: FileStorage, session: Session) -> Path:
+    """Where the journal of a session is now."""
+    return find_journal(storage.base_path / "sessions", session.id).path
+
+
+def journal_of(storage: FileStorage, session: Session) -> Journal:
+    return read_journal(file_of(storage, session))
+
+
+async def value(of: Session, code: str) -> Any:
+    """The value of code that must succeed."""
+    result = await of.run(code)
+    assert result.is_ok, result.failure
+    return result.value
 
 
 async def cancel_at_first_output(session: Session, code: str) -> None:

@@ -17,10 +17,10 @@ from py_code_mode import recorder as recorder_module
 from py_code_mode.errors import InvalidRequirement, PersistenceError
 from py_code_mode.journal.chunks import Transcript
 from py_code_mode.journal.lineage import validate_acyclic
-from py_code_mode.journal.loader import Journal, find_journal, read_journal
 from py_code_mode.journal.persisted import load_session
 
-from .session_executors import sandboxed, with_copies
+from . import session_executors
+from .session_executors import file_of, journal_of, sandboxed, with_copies
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -28,16 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60.0
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> FileStorage:
-    (tmp_path / "base").mkdir()
-    return FileStorage(tmp_path / "base")
-
-
-def journal_of(storage: FileStorage, session: Session) -> Journal:
-    return read_journal(find_journal(storage.base_path / "sessions", session.id).path)
+storage = session_executors.storage
 
 
 class Disk:
@@ -328,14 +319,13 @@ async def test_a_session_is_recorded_where_its_workspace_came_before_its_first_r
 async def test_the_parents_of_a_session_that_takes_over_a_conversation_are_on_record(
     storage: FileStorage, is_on_record: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = storage.base_path / "sessions"
     monkeypatch.setenv("PY_CODE_MODE_HOME", str(storage.base_path))
     first = Session.resume(
         Transcript.from_user_message("hello"), storage=storage, mode="transcript"
     )
     async with first:
         await first.run("1")
-    before = load_session(first.id, path=find_journal(folder, first.id).path)
+    before = load_session(first.id, path=file_of(storage, first))
     user = before.to_transcript() if is_on_record else before.to_resumable_pair()[0]
     async with Session.resume(user, storage=storage, mode="transcript") as second:
         await second.run("1")

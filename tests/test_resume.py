@@ -6,34 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from py_code_mode import FileStorage, InProcessExecutor, Session
+from py_code_mode import FileStorage, Session
 from py_code_mode import recorder as recorder_module
 from py_code_mode.errors import InvalidCall, ReplayDivergenceError, StateNotTrusted
 from py_code_mode.journal.chunks import Transcript
-from py_code_mode.journal.loader import find_journal, read_journal
+from py_code_mode.journal.loader import read_journal
 from py_code_mode.journal.upkeep import check_sessions
 
-from .session_executors import WORKERS, NewExecutor, sandboxed, with_copies
+from . import session_executors
+from .session_executors import file_of, journal_of, sandboxed, with_copies
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from .session_executors import NewExecutor
 
 pytestmark = pytest.mark.anyio
 
-
-@pytest.fixture(params=[InProcessExecutor, *WORKERS])
-def new_executor(request: pytest.FixtureRequest) -> NewExecutor:
-    return request.param
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> FileStorage:
-    (tmp_path / "base").mkdir()
-    return FileStorage(tmp_path / "base")
-
-
-def file_of(storage: FileStorage, session: Session) -> Path:
-    return find_journal(storage.base_path / "sessions", session.id).path
+new_executor, storage = session_executors.new_executor, session_executors.storage
 
 
 async def test_fewer_calls_than_recorded_are_a_divergence(
@@ -85,7 +73,7 @@ async def test_a_variable_that_a_restore_lost_is_lost_in_a_later_replay(
     async with again:
         result = await again.run("x, 'found' in globals()")
         assert result.value == (-1, False)
-    journal = read_journal(file_of(storage, session))
+    journal = journal_of(storage, session)
     assert [event.kind for event in journal.events].count("lost") == 1
 
 

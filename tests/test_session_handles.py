@@ -38,18 +38,15 @@ from py_code_mode.handles import SessionCache
 from py_code_mode.handles import session as session_handles
 from py_code_mode.journal.loader import read_journal
 
-from .session_executors import WORKERS, NewExecutor, plain, sandboxed, with_copies
+from . import session_executors
+from .session_executors import WORKERS, NewExecutor, plain, sandboxed, value, with_copies
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 TIMEOUT = 60.0
-
-
-@pytest.fixture(params=[InProcessExecutor, *WORKERS])
-def new_executor(request: pytest.FixtureRequest) -> NewExecutor:
-    return request.param
+new_executor = session_executors.new_executor
 
 
 @pytest.fixture(params=WORKERS)
@@ -63,12 +60,6 @@ def session_of(new_executor: NewExecutor) -> Session:
 
 def frame(rows: int = 1000) -> pd.DataFrame:
     return pd.DataFrame({"id": np.arange(rows), "price": np.linspace(0, 1, rows)})
-
-
-async def value(of: Session, code: str) -> Any:
-    result = await of.run(code)
-    assert result.is_ok, result.failure
-    return result.value
 
 
 # -- put

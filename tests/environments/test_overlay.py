@@ -429,6 +429,8 @@ async def test_real_package_keeps_the_base_as_it_is(tmp_path: Path) -> None:
             report = await overlay.install(["tabulate", "pandas"])
     except (TimeoutError, IndexUnreachable) as error:
         pytest.skip(f"no package index: {type(error).__name__}")
+    if any("the package index cannot be reached" in text for text in report["errors"].values()):
+        pytest.skip("no package index any more")
     assert report["installed"] == ["tabulate", "pandas"], report["errors"]
     assert "python-dateutil" not in dict(overlay.list())
     assert say(overlay, "import pandas, tabulate; print('ok')") == "ok"

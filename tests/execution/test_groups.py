@@ -9,7 +9,7 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
@@ -19,6 +19,8 @@ from py_code_mode.errors import ConfinementFailed
 from py_code_mode.execution import zygote
 from py_code_mode.execution.executor import Capability
 from py_code_mode.sandbox.probe import Probe, probe
+
+from ..zygotes import executor_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,8 +118,7 @@ async def test_whole_session_is_in_one_group_which_ends_with_it() -> None:
         with anyio.fail_after(PATIENCE):
             while "sleep" not in dict(members(group)):  # noqa: ASYNC110  its name comes last
                 await anyio.sleep(0.005)
-        executor: Any = vars(guest)["_executor"]
-        assert Capability.MEMORY_GROUP in executor.capabilities
+        assert Capability.MEMORY_GROUP in executor_of(guest).capabilities
     assert groups() == set()
 
 
@@ -258,9 +259,9 @@ async def test_machine_without_groups_does_without_and_says_so(
     async with sandboxed() as guest:
         assert (await guest.run("1 + 1")).value == 2
         assert groups() == set()
-        executor: Any = vars(guest)["_executor"]
-        assert Capability.MEMORY_GROUP not in executor.capabilities
-        assert Capability.MEMORY_LIMIT in executor.capabilities
+        capabilities = executor_of(guest).capabilities
+        assert Capability.MEMORY_GROUP not in capabilities
+        assert Capability.MEMORY_LIMIT in capabilities
 
 
 async def test_groups_of_a_host_that_was_killed_are_removed_by_the_next(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ async def test_abandoned_code_is_interrupted_until_it_stops() -> None:
     """Each of these interrupts was lost, as where the stack is nearly full; its thread went on."""
     code = """
         swallowed = 0
-        while swallowed < 30:
+        while swallowed < 8:
             try:
                 while True:
                     pass

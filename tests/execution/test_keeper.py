@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(sys.platform != "linux", reason="sandboxes are Linux's"),
 ]
+PATIENCE = 30.0
 
 
 class Inside:
@@ -38,7 +39,7 @@ class Inside:
         self._socket = sock
 
     async def hear(self) -> dict[str, Any]:
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE):
             await anyio.wait_readable(self._socket)
         body, control, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(16))
         fds = array.array("i")
@@ -92,7 +93,7 @@ async def test_worker_of_a_cancelled_caller_is_not_the_next_ones(
             inside.say(pidfd, t="started", pid=7)
         inside.say(t="exited", pid=7, status=0, limit=None, files=0)
         inside.say(pidfd, t="started", pid=8)
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE):
             pid, given = await keeper.worker()
         assert pid == 8
         os.close(given)
@@ -107,10 +108,10 @@ async def test_copy_cannot_pass_for_a_worker_that_there_is(kept: tuple[Keeper, I
 
     with process() as pidfd:
         worker = keeper.attach(7, os.dup(pidfd), on_exit)
-    with anyio.fail_after(5), pytest.raises(GuestDied, match="not woken"):
+    with anyio.fail_after(PATIENCE), pytest.raises(GuestDied, match="not woken"):
         await keeper.adopt(7)
     inside.say(t="exited", pid=7, status=3, limit=None, files=0)
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE):
         await worker.wait()
     assert ended == [3]
 

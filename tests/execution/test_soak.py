@@ -5,6 +5,7 @@ All 5,000 where ``PY_CODE_MODE_FULL=1``, else 200 of them.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -18,6 +19,8 @@ import pytest
 from py_code_mode import MemoryStorage, Session, SubprocessConfig, SubprocessExecutor
 from py_code_mode.execution import zygote
 from py_code_mode.sandbox.probe import probe
+
+from ..zygotes import sandbox_of
 
 pytestmark = [
     pytest.mark.anyio,
@@ -57,8 +60,7 @@ async def crashed(session: Session, chance: random.Random) -> None:
 
 async def killed(session: Session, chance: random.Random) -> None:
     """The whole sandbox is killed from outside, while it runs or between runs."""
-    executor: object = vars(session)["_executor"]
-    keeper = vars(executor)["_sandbox"].keeper
+    keeper = sandbox_of(session).keeper
     async with anyio.create_task_group() as tasks:
         if chance.random() < 0.5:
             tasks.start_soon(session.run, "while True: pass", 5.0)
@@ -129,7 +131,9 @@ def zygote_memory() -> int:
     found = 0
     for one in vars(zygote)["_zygotes"].values():
         for process in psutil.Process(one.process.pid).children(recursive=True):
-            found += process.memory_info().rss - process.memory_info().shared
+            with contextlib.suppress(psutil.NoSuchProcess):  # what waited for a session may end
+                held = process.memory_info()
+                found += held.rss - held.shared
     return found
 
 

@@ -22,7 +22,7 @@ from py_code_mode.execution import zygote
 from py_code_mode.execution.ends import open_ends
 from py_code_mode.sandbox.probe import probe
 
-from ..zygotes import spares, templates
+from ..zygotes import sandbox_of, spares, templates, wall_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,11 +41,6 @@ def sandboxed(pool: int = 0) -> Session:
     return Session(MemoryStorage(), SubprocessExecutor(config))
 
 
-def zygote_of(guest: Session) -> zygote.Zygote:
-    executor: object = vars(guest)["_executor"]
-    return vars(executor)["_sandbox"].zygote
-
-
 @pytest.fixture
 def being_started() -> Iterator[Any]:
     yield vars(zygote)["_being_started"]
@@ -58,7 +53,7 @@ async def test_zygote_that_was_just_found_is_not_ended_for_being_idle(
     """The count of its users used to follow the search in another step."""
     find_or_start = vars(zygote)["_find_or_start"]
     async with sandboxed() as guest:
-        used = zygote_of(guest)
+        used = wall_of(guest)
         other = replace(used.spec, preload=())
 
         def find_while_others_leave(*arguments: Any) -> zygote.Zygote:
@@ -82,7 +77,7 @@ async def test_caller_who_goes_away_leaves_no_use_behind(
     start = vars(zygote)["_start"]
     reached, go_on, made = anyio.Event(), threading.Event(), anyio.Event()
     async with sandboxed() as guest:
-        other = replace(zygote_of(guest).spec, preload=())
+        other = replace(wall_of(guest).spec, preload=())
 
     def start_slowly(spec: zygote.ZygoteSpec) -> zygote.Zygote:
         anyio.from_thread.run_sync(reached.set)
@@ -112,7 +107,7 @@ async def test_failed_start_leaves_nothing_to_wait_for(
     monkeypatch: pytest.MonkeyPatch, being_started: Any
 ) -> None:
     async with sandboxed() as guest:
-        spec = replace(zygote_of(guest).spec, preload=())
+        spec = replace(wall_of(guest).spec, preload=())
 
     def fail(spec: zygote.ZygoteSpec) -> zygote.Zygote:
         assert list(being_started) == [spec]
@@ -148,16 +143,15 @@ async def test_session_goes_on_where_a_zygote_is_killed_in_a_wall_that_stays(
     monkeypatch.setattr(zygote, "END_TIMEOUT", 0.2)  # so long the wall may take to follow
     async with sandboxed() as guest:
         assert (await guest.run("x = 1; x")).value == 1
-        wall = zygote_of(guest)
-        executor: object = vars(guest)["_executor"]
-        keeper = vars(executor)["_sandbox"].keeper
+        wall = wall_of(guest)
+        keeper = sandbox_of(guest).keeper
         os.kill(wall.process.pid, signal.SIGSTOP)
         templates(wall)[0].kill()
         with anyio.fail_after(PATIENCE):
             while not keeper.is_over:  # noqa: ASYNC110  the kernel takes its time
                 await anyio.sleep(0.001)
             assert (await guest.run("1 + 1")).value == 2
-            assert zygote_of(guest) is not wall
+            assert wall_of(guest) is not wall
             async with sandboxed() as another:
                 assert (await another.run("1 + 1")).value == 2
 
@@ -168,7 +162,7 @@ async def test_zygote_that_took_over_and_was_killed_is_made_again(being_started:
             return bool((await guest.run("import sys; 'pandas' in sys.modules")).value)
 
     async with sandboxed() as guest:
-        wall = zygote_of(guest)
+        wall = wall_of(guest)
         for _ in range(2):
             with anyio.fail_after(PATIENCE):
                 while not await has_pandas():  # noqa: ASYNC110  it is importing
@@ -192,15 +186,14 @@ def nothing_is_preloaded(monkeypatch: pytest.MonkeyPatch, being_started: Any) ->
 async def until_spare(wall: zygote.Zygote) -> int:
     """The pid of what waits for the next session."""
     with anyio.fail_after(PATIENCE):
-        while not spares(wall):  # noqa: ASYNC110  it is made when nobody has asked for a while
+        while not (found := spares(wall)):  # noqa: ASYNC110  it is made when nobody asks for a while
             await anyio.sleep(0.005)
-    (spare,) = spares(wall)
+    (spare,) = found
     return spare.pid
 
 
 def keeper_of(guest: Session) -> int:
-    executor: Any = vars(guest)["_executor"]
-    pidfd = executor._sandbox.keeper._pidfd
+    pidfd = sandbox_of(guest).keeper._pidfd
     with open(f"/proc/self/fdinfo/{pidfd}") as file:
         facts = dict(line.split(":") for line in file)
     return int(facts["Pid"])
@@ -209,11 +202,11 @@ def keeper_of(guest: Session) -> int:
 @pytest.mark.usefixtures("nothing_is_preloaded")
 async def test_next_session_is_kept_by_what_waits_for_it() -> None:
     async with sandboxed() as first:
-        spare = await until_spare(zygote_of(first))
+        spare = await until_spare(wall_of(first))
         async with sandboxed() as second:
             assert keeper_of(second) == spare
             assert (await second.run("open('/tmp/own', 'w').close(); 1 + 1")).value == 2
-            assert await until_spare(zygote_of(first)) != spare
+            assert await until_spare(wall_of(first)) != spare
             async with sandboxed() as third:
                 assert (await third.run("import os; os.path.exists('/tmp/own')")).value is False
 
@@ -221,7 +214,7 @@ async def test_next_session_is_kept_by_what_waits_for_it() -> None:
 @pytest.mark.usefixtures("nothing_is_preloaded")
 async def test_session_does_without_what_waited_and_was_killed() -> None:
     async with sandboxed() as first:
-        spare = await until_spare(zygote_of(first))
+        spare = await until_spare(wall_of(first))
         os.kill(spare, signal.SIGKILL)
         async with sandboxed() as second:
             assert keeper_of(second) != spare
@@ -231,7 +224,7 @@ async def test_session_does_without_what_waited_and_was_killed() -> None:
 @pytest.mark.usefixtures("nothing_is_preloaded")
 async def test_what_waits_ends_with_its_zygote() -> None:
     async with sandboxed() as first:
-        wall = zygote_of(first)
+        wall = wall_of(first)
         spare = os.pidfd_open(await until_spare(wall))
     try:
         zygote.close_zygotes()

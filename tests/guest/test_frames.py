@@ -313,7 +313,7 @@ def made_frames(draw: st.DrawFn) -> Any:
     return value
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(made_frames())
 def test_made_frames_come_back_exactly(value: Any) -> None:
     assert same(across(value), value)

@@ -25,6 +25,7 @@ from py_code_mode.guest.segments import (
     Pieces,
     Sealed,
     SegmentError,
+    add_seals,
     advance,
     aligned,
     map_sealed,
@@ -50,6 +51,7 @@ def memfd() -> Iterator[int]:
 
 
 def open_files() -> int:
+    gc.collect()  # what earlier tests have left to it is not ours
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -63,7 +65,7 @@ def sealed(body: bytes) -> Sealed:
         return one
     fd = os.memfd_create("code-mode", os.MFD_ALLOW_SEALING)
     os.write(fd, body)
-    fcntl.fcntl(fd, 1033, 0xF)
+    add_seals(fd, 0xF)
     return Sealed(Memfd(fd, len(body)), 0, len(body))
 
 
@@ -81,7 +83,6 @@ def test_bytes_arrive_and_are_private(size: int) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_neither_a_descriptor_nor_a_mapping_is_kept(size: int) -> None:
-    gc.collect()
     before = open_files(), mappings()
     one = sealed(b"x" * size)
     held = [map_sealed(one.fd, size) for _ in range(50)]
@@ -94,20 +95,19 @@ def test_neither_a_descriptor_nor_a_mapping_is_kept(size: int) -> None:
     assert mappings() - before[1] == (size > COPIED_SIZE)
     assert bytes(part) == b"x"
     del part
-    gc.collect()
     assert (open_files(), mappings()) == before
 
 
 @pytest.mark.parametrize("seals", [0, 0x2, 0x4, 0x8, 0x2 | 0x4, 0x4 | 0x8, 0x2 | 0x8, 0x16])
 def test_a_memfd_that_its_sender_can_still_change_is_refused(memfd: int, seals: int) -> None:
-    fcntl.fcntl(memfd, 1033, seals)
+    add_seals(memfd, seals)
     with pytest.raises(SegmentError, match="not sealed"):
         map_sealed(memfd, 4096)
 
 
 @pytest.mark.parametrize("size", [0, 4095, 4097, 1 << 40, (1 << 63) - 1])
 def test_a_memfd_of_another_size_is_refused(memfd: int, size: int) -> None:
-    fcntl.fcntl(memfd, 1033, 0xE)
+    add_seals(memfd, 0xE)
     with pytest.raises(SegmentError, match="4096 bytes"):
         map_sealed(memfd, size)
 
@@ -120,7 +120,7 @@ def test_a_memfd_with_holes_is_refused(size: int, written: int) -> None:
     try:
         os.ftruncate(fd, size + 4096)
         os.pwrite(fd, b"x" * 4096 * written, 0)
-        fcntl.fcntl(fd, 1033, 0xE)
+        add_seals(fd, 0xE)
         with pytest.raises(SegmentError, match="holes"):
             map_sealed(fd, size + 4096)
     finally:
@@ -141,7 +141,7 @@ def test_a_memfd_of_huge_pages_is_refused() -> None:
     except OSError:
         pytest.skip("this kernel has no huge pages")
     try:
-        fcntl.fcntl(fd, 1033, 0xE)
+        add_seals(fd, 0xE)
         with pytest.raises(SegmentError, match="plain pages"):
             map_sealed(fd, 0)
     finally:
@@ -150,7 +150,7 @@ def test_a_memfd_of_huge_pages_is_refused() -> None:
 
 def test_an_empty_memfd_is_an_empty_segment() -> None:
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
-    fcntl.fcntl(fd, 1033, 0xE)
+    add_seals(fd, 0xE)
     assert map_sealed(fd, 0) == b""
     os.close(fd)
 
@@ -195,13 +195,14 @@ def test_sealing_waits_for_whoever_still_holds_a_page(
         try:
             return control(fd, command, flags)
         except OSError as error:
+            if not refusals:
+                os.read(page_in_a_pipe, 4096)
             refusals.append(error.errno)
-            os.read(page_in_a_pipe, 4096)
             raise
 
     monkeypatch.setattr(segments.fcntl, "fcntl", control_and_let_go)
     (one,) = seal([bytes(MEMFD_THRESHOLD)], 1)
-    assert refusals == [errno.EBUSY]
+    assert set(refusals) == {errno.EBUSY}  # once, if nobody else holds a page
     assert isinstance(one, Sealed)
     one.memory.close()
 
@@ -283,7 +284,6 @@ def test_as_many_memfds_as_allowed_hold_everything_in_order(count: int, most: in
     done.clear()
     memories.clear()
     one = None
-    gc.collect()
     assert open_files() == before
 
 

@@ -282,13 +282,13 @@ nested = st.recursive(
 columns = st.text(max_size=30) | st.integers() | st.tuples(st.text(), st.integers())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(nested, st.integers(LEAST_BYTES, 4000), st.integers(0, 20))
 def test_nested_values(value: object, max_bytes: int, sample_size: int) -> None:
     checked(value, max_bytes=max_bytes, sample_size=sample_size)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(columns, max_size=40), st.integers(0, 8), st.data())
 def test_frames(names: list[Any], height: int, data: st.DataObject) -> None:
     kinds = [st.floats(), st.integers(-9, 9), st.text(max_size=50), scalars, st.booleans()]

@@ -144,7 +144,7 @@ NESTED: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(NESTED)
 def test_nested_values_come_back(value: object) -> None:
     assert same(round_trip(value), value)

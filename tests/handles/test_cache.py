@@ -120,17 +120,15 @@ def test_a_storage_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> 
         SessionCache(storage_dir=tmp_path / "file" / "below")
 
 
-def test_a_limit_alone_uses_a_temporary_directory_and_removes_it() -> None:
-    before = set(os.listdir(tempfile.gettempdir()))
+def test_a_limit_alone_uses_a_temporary_directory_and_removes_it(own_temp_folder: Path) -> None:
     cache = SessionCache(hot_limit=1)
     cache.put("a", [1])
     cache.put("b", [2])
-    made = set(os.listdir(tempfile.gettempdir())) - before
-    assert len(made) == 1
+    assert len(os.listdir(own_temp_folder)) == 1
     assert not cache.info("a").is_hot
     assert cache.get("a") == [1]
     cache.close()
-    assert set(os.listdir(tempfile.gettempdir())) == before
+    assert os.listdir(own_temp_folder) == []
 
 
 def test_formats_are_arrow_npy_and_pickle(tmp_path: Path) -> None:
@@ -231,7 +229,7 @@ def test_what_is_no_identifier_is_refused(cache: SessionCache, name: str) -> Non
 def test_what_is_no_text_is_refused_as_a_name(cache: SessionCache) -> None:
     for name in (1, None, b"a", ["a"]):
         wrong: Any = name
-        with pytest.raises(InvalidName):
+        with pytest.raises(InvalidName, match=f"a name is a str, not {type(name).__name__}"):
             cache.put(wrong, 1)
 
 
@@ -731,17 +729,20 @@ def test_flush_stores_everything_and_keeps_it_hot(tmp_path: Path) -> None:
     assert run(code, tmp_path) == "['a']"
 
 
-def test_a_cache_that_nobody_closes_leaves_no_folder_and_no_lock(tmp_path: Path) -> None:
-    before = set(os.listdir(tempfile.gettempdir()))
+def test_a_cache_that_nobody_closes_leaves_no_folder_and_no_lock(
+    tmp_path: Path, own_temp_folder: Path
+) -> None:
     cache = SessionCache(hot_limit=1)
     cache.put("a", [1])
     cache.put("b", [1])
-    other = SessionCache(storage_dir=tmp_path)
+    assert len(os.listdir(own_temp_folder)) == 1
+    stored = tmp_path / "stored"
+    other = SessionCache(storage_dir=stored)
     del cache, other
     gc.collect()
-    assert set(os.listdir(tempfile.gettempdir())) == before
-    with SessionCache(storage_dir=tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == ["handles-1"]
+    assert os.listdir(own_temp_folder) == []
+    with SessionCache(storage_dir=stored):
+        assert os.listdir(stored) == ["handles-1"]
 
 
 def test_a_program_that_ends_without_closing_leaves_no_folder(tmp_path: Path) -> None:

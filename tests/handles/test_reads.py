@@ -95,4 +95,4 @@ def test_what_is_told_takes_a_bounded_time() -> None:
 def test_nothing_is_imported_or_executed() -> None:
     before = set(sys.modules)
     reads_of("import this\n1 / 0\nq = sales", HANDLES.__contains__)
-    assert set(sys.modules) == before
+    assert set(sys.modules) <= before  # the collector may take some of earlier tests

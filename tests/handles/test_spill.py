@@ -185,7 +185,7 @@ def assert_equal(one: Any, two: Any) -> None:
 
 @pytest.mark.parametrize("spill_format", ["arrow", "parquet"])
 @given(made=frames())
-@settings(max_examples=60, deadline=None, suppress_health_check=_SLOW)
+@settings(max_examples=60, suppress_health_check=_SLOW)
 def test_any_frame_comes_back_as_it_was(made: Any, spill_format: str) -> None:
     before = made.copy(deep=True)
     back = through_memory(made, spill_format)
@@ -195,7 +195,7 @@ def test_any_frame_comes_back_as_it_was(made: Any, spill_format: str) -> None:
 
 
 @given(made=arrays(scalar_dtypes(), array_shapes(min_dims=0, min_side=0)), fortran=st.booleans())
-@settings(max_examples=150, deadline=None, suppress_health_check=_SLOW)
+@settings(max_examples=150, suppress_health_check=_SLOW)
 def test_any_array_comes_back_as_it_was(made: Any, fortran: bool) -> None:
     if fortran:
         made = np.asfortranarray(made)

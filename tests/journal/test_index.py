@@ -172,9 +172,7 @@ texts = st.lists(
 ).map(" ".join)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sessions=st.lists(st.lists(texts, max_size=3), max_size=4),
     queries=st.lists(texts, min_size=3, max_size=8),

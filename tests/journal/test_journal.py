@@ -467,7 +467,7 @@ def test_session_of_another_process_is_locked_until_that_is_killed(tmp_path: Pat
         with pytest.raises(SessionExistsError):
             SessionJournal.create(tmp_path, "a")
         holder.send_signal(signal.SIGKILL)
-        holder.wait(5)
+        holder.wait(60)
     SessionJournal.reopen(tmp_path, "a").close()
     assert codes(tmp_path / "a.jsonl") == ["held"]
 

@@ -255,7 +255,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(json_values)
 def test_any_value_of_plain_types_comes_back(value: Any) -> None:
     record = decode(encode(Run(run_id=1, value=plain(value)), seq=1))
@@ -263,7 +263,7 @@ def test_any_value_of_plain_types_comes_back(value: Any) -> None:
     assert repr(restore(record.value)) == repr(value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=80))
 def test_any_bytes_are_a_record_or_an_invalid_one(line: bytes) -> None:
     try:

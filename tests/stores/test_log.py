@@ -11,6 +11,7 @@ import stat as modes
 import subprocess
 import sys
 import threading
+import time
 import zlib
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,8 @@ import pytest
 
 from py_code_mode.errors import LogDamaged, LogFailed, LogFull, LogLocked, NotStored, StoreError
 from py_code_mode.stores.files import FileSystem
-from py_code_mode.stores.log import GROUP_WINDOW, Durability, Log, LogReader, seal
+from py_code_mode.stores.log import Durability, Log, LogReader, seal
+from py_code_mode.stores.syncing import GROUP_WINDOW
 
 from ..faulty_files import FaultyFiles, HalfWritten, PowerCut
 
@@ -292,7 +294,7 @@ def test_failed_sync_in_the_background_is_told_to_the_next_writer(tmp_path: Path
 
     log = Log.create(tmp_path, "log", files=Failing())
     log.append(body(1))
-    assert synced.wait(5)
+    assert synced.wait(60)
     with pytest.raises(LogFailed, match="broken"):
         log.flush()
     with pytest.raises(LogFailed):
@@ -391,7 +393,7 @@ def test_writer_in_another_process_holds_the_lock_until_it_is_killed(tmp_path: P
         with pytest.raises(LogLocked):
             Log.open(tmp_path, "log")
         holder.send_signal(signal.SIGKILL)
-        holder.wait(5)
+        holder.wait(60)
         Log.open(tmp_path, "log").close()
     assert numbers(tmp_path / "log") == [5]
 
@@ -512,12 +514,15 @@ def test_many_lines_share_one_sync(tmp_path: Path) -> None:
             super().fdatasync(file)
             first.set()
 
+    began = time.monotonic()
     log = Log.create(tmp_path, "log", files=Counting())
     for n in range(50):
         log.append(body(n))
     assert first.wait(100 * GROUP_WINDOW)
     log.flush()
-    assert len(synced) <= 3
+    # on a busy machine the appends alone may take several windows
+    windows = int((time.monotonic() - began) / (0.8 * GROUP_WINDOW))
+    assert len(synced) <= 2 + windows
     assert synced[-1] == log.size
     log.close()
 

@@ -334,9 +334,19 @@ async def test_a_cancelled_plain_function_is_left_to_end_by_itself() -> None:
 async def test_abandoned_calls_are_bounded() -> None:
     threads = Threads(2)
     may_end = threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def slow() -> None:
+        loop.call_soon_threadsafe(started.set)
+        may_end.wait(2 * PATIENCE)
+
     for _ in range(2):
-        with anyio.move_on_after(0.05):
-            await threads.run("slow", lambda: may_end.wait(2 * PATIENCE))
+        started = anyio.Event()
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(threads.run, "slow", slow)
+                await started.wait()  # one that has not begun is not abandoned for long
+                tasks.cancel_scope.cancel()
     with pytest.raises(ToolError, match="2 earlier calls"):
         await threads.run("slow", lambda: None)
     may_end.set()

@@ -291,16 +291,18 @@ async def test_a_slow_file_blocks_neither_the_loop_nor_adding(
     store.write(
         "slow.py",
         b"from slow_tool_events import started, may_end\n"
-        b"started.set(); may_end.wait(10)\n"
+        b"started.set(); may_end.wait()\n"
         b"def slow(): return 1\n",
     )
     registry = ToolRegistry(store)
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(registry.list)
-            assert await anyio.to_thread.run_sync(started.wait, 5)
-            registry.add(lambda: 2, name="added")
-            may_end.set()
+            try:
+                assert await anyio.to_thread.run_sync(started.wait, PATIENCE)
+                registry.add(lambda: 2, name="added")
+            finally:
+                may_end.set()
     assert await registry.call("slow", None, [], {}) == 1
     assert await registry.call("added", None, [], {}) == 2
 
