@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from py_code_mode.execution.executor import Executor
-    from py_code_mode.sandbox.policy import Policy
 
 #: The folder of a workspace with its recorded sessions.
 SESSIONS = "sessions"
@@ -43,10 +42,6 @@ class Admission:
         self._workdir = workdir
         self._exposed_by: str | None = None
 
-    @property
-    def _policy(self) -> Policy | None:
-        return cast("Policy | None", getattr(self._executor.config, "policy", None))
-
     # -- before the code runs
 
     def check_workspace(self) -> WorkspaceConfig:
@@ -57,8 +52,7 @@ class Admission:
                 reaches into the workspace.
             WorkspaceNotTrusted: somebody else may have written what would run here.
         """
-        config = self._executor.config
-        tools = config.tools_folder
+        tools = self._executor.config.tools_folder
         if tools is not None:
             check_trusted(tools, (tools,))
         if not isinstance(self._storage, FileStorage):
@@ -66,7 +60,7 @@ class Admission:
         base = self._storage.base_path
         check_trusted(base, None if tools is None else (base / FILE,))
         said = read_config(base)
-        policy = self._policy
+        policy = self._executor.policy
         required = said.required_policy(policy)
         if required is not None and (policy is None or not policy.stronger_or_equal(required)):
             check_enforceable(self._executor.name, str(said.path))
@@ -76,9 +70,7 @@ class Admission:
                 f"{'none' if policy is None else 'a weaker one'}: use Session.from_base, or "
                 "pass policy=read_config(base).required_policy(...)",
             )
-        also_read = cast("tuple[Path, ...]", getattr(config, "also_read", ()))
-        granted = (*policy.read, *policy.write) if policy is not None else ()
-        check_apart((*granted, *also_read), base)
+        check_apart(self._executor.granted, base)
         return said
 
     def check_settings(self) -> None:
@@ -142,7 +134,8 @@ class Admission:
         if not is_sandboxed(self._executor.isolation):
             return None
         workdir = () if self._workdir is None else (self._workdir,)
-        writable = (*workdir, *(self._policy.write if self._policy is not None else ()))
+        policy = self._executor.policy
+        writable = workdir if policy is None else (*workdir, *policy.write)
         if not writable:
             return None
         is_within = False

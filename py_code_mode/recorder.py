@@ -511,7 +511,7 @@ class Recorder:
                 await self.tell("unsaved", self._at_run, reason=reason)
 
     def _save(self, state: GuestState, executor: Executor, needed: set[str]) -> None:
-        policy = getattr(executor.config, "policy", None)
+        policy = executor.policy
         described = SavedState(
             saved_state_id=uuid.uuid4().hex,
             at_run=self._at_run,

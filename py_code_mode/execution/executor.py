@@ -31,6 +31,7 @@ from py_code_mode.results import (
 if TYPE_CHECKING:
     from py_code_mode.environments.base import Environment
     from py_code_mode.sandbox.egress import EgressRecord
+    from py_code_mode.sandbox.policy import Policy
 
 
 class Capability:
@@ -393,6 +394,16 @@ class Executor(AsyncResource, ABC):
         """Raise `CapabilityMissing` where this executor lacks a capability."""
         if capability not in self.capabilities:
             raise CapabilityMissing(capability, self.name)
+
+    @property
+    def policy(self) -> Policy | None:
+        """What guest code may do, as it was passed; None where it was not."""
+        return None
+
+    @property
+    def granted(self) -> tuple[Path, ...]:
+        """Files and folders of the host that guest code may see or change."""
+        return (*self.policy.read, *self.policy.write) if self.policy is not None else ()
 
     @property
     def network_log(self) -> tuple[EgressRecord, ...]:

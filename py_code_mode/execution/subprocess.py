@@ -210,6 +210,14 @@ class SubprocessExecutor(BranchingExecutor):
         return self._backend
 
     @property
+    def policy(self) -> Policy | None:
+        return self.config.policy
+
+    @property
+    def granted(self) -> tuple[Path, ...]:
+        return (*super().granted, *self.config.also_read)
+
+    @property
     def network_log(self) -> tuple[EgressRecord, ...]:
         egress = self._sandbox.egress if self._sandbox is not None else None
         return egress.records if egress is not None else ()

@@ -43,6 +43,7 @@ from py_code_mode.journal.store import InMemorySessionStore
 from py_code_mode.journal.turns import SessionRecord, TurnRecord
 from py_code_mode.stores.log import seal
 
+from ..memory import PEAK
 from .report import summarised
 
 if TYPE_CHECKING:
@@ -361,13 +362,10 @@ def test_reopening_a_journal_of_a_gibibyte(report: Report, gibibyte: Path) -> No
     report.add(summarised("reopen a journal of 1 GiB", times, "ms", scale=MS, bound=20))
 
 
-STREAMING = """
-import json, re, sys, time
+STREAMING = f"""{PEAK}
+import json, sys, time
 from py_code_mode.journal import find_journal, iter_records
 from pathlib import Path
-
-def peak():  # not ru_maxrss, which begins with what the parent used
-    return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 
 path = find_journal(Path(sys.argv[1]), "large").path
 before, began = peak(), time.perf_counter()
@@ -376,7 +374,6 @@ print(json.dumps([peak() - before, time.perf_counter() - began, count, path.stat
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is in /proc")
 def test_streaming_a_journal_of_a_gibibyte(report: Report, gibibyte: Path) -> None:
     peaks: list[float] = []
     rates: list[float] = []

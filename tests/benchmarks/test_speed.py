@@ -15,6 +15,7 @@ import pytest
 
 from py_code_mode import MemoryStorage, Session, SubprocessExecutor
 
+from ..memory import PEAK
 from .floors import bare_socket, ipykernel
 from .report import summarised
 
@@ -206,18 +207,11 @@ async def test_second_session_of_an_environment(report: Report) -> None:
     )
 
 
-CONSTRUCT = r"""
-import json, re, resource, sys, time
-def peak():
-    try:
-        # not ru_maxrss, which begins with what the parent used
-        return int(re.search(r"VmHWM:\s*(\d+) kB", open("/proc/self/status").read())[1]) / 1024
-    except FileNotFoundError:
-        unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+CONSTRUCT = f"""{PEAK}
+import json, time
 before, began = peak(), time.perf_counter()
-{code}
-print(json.dumps([time.perf_counter() - began, peak() - before, peak()]))
+{{code}}
+print(json.dumps([time.perf_counter() - began, (peak() - before) / 2**20, peak() / 2**20]))
 """
 
 
@@ -225,7 +219,9 @@ async def test_import_and_construction(report: Report, tmp_path: Path) -> None:
     code = f"from py_code_mode import Session, FileStorage\nSession(FileStorage({str(tmp_path)!r}))"
     rounds: list[list[float]] = []
     for _ in range(ROUNDS + 1):
-        finished = await anyio.run_process([sys.executable, "-c", CONSTRUCT.format(code=code)])
+        finished = await anyio.run_process(
+            [sys.executable, "-c", CONSTRUCT.replace("{code}", code)]
+        )
         rounds.append(json.loads(finished.stdout))
     times, added, total = (list(column) for column in zip(*rounds[1:], strict=True))
     report.add(

@@ -38,6 +38,8 @@ from py_code_mode.journal.records import (
 )
 from py_code_mode.stores.log import seal
 
+from ..memory import PEAK
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -440,12 +442,12 @@ def test_meta_finds_a_last_line_that_is_longer_than_its_window(tmp_path: Path) -
     assert (found.last_seq, found.chunk_count) == (1, None)
 
 
-STREAMED = """
-import resource, sys
+STREAMED = f"""{PEAK}
+import sys
 from py_code_mode.journal.loader import iter_records
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 count = sum(1 for _ in iter_records(sys.argv[1]))
-print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+print(count, (peak() - before) >> 20)
 """
 
 

@@ -23,6 +23,7 @@ from py_code_mode.stores.log import Durability, Log, LogReader, seal
 from py_code_mode.stores.syncing import GROUP_WINDOW
 
 from ..faulty_files import FaultyFiles, HalfWritten, PowerCut
+from ..memory import PEAK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -560,15 +561,14 @@ def test_line_beyond_the_limit_is_left_out(tmp_path: Path, monkeypatch: pytest.M
     assert [kind for _, kind in problems(tmp_path / "log")] == ["long"]
 
 
-MEASURED = """
-import resource, sys
+MEASURED = f"""{PEAK}
+import sys
 from py_code_mode.stores.log import LogReader
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 with LogReader(sys.argv[1]) as reader:
     count = sum(line.problem is None for line in reader.lines())
     last = reader.last()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(count, (after - before) // 1024)
+print(count, (peak() - before) >> 20)
 """
 
 
