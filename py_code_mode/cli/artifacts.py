@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from py_code_mode.cli.figures import FigureFolder
-from py_code_mode.cli.options import Base, Figures, Json, Name, workspace
+from py_code_mode.cli.files import write_file
+from py_code_mode.cli.options import Base, Figures, Force, Json, Name, workspace
 from py_code_mode.cli.terminal import complain, facts, say, show_json, show_table, show_text
 from py_code_mode.cli.values import as_json as value_as_json
 from py_code_mode.cli.values import show_value
@@ -64,32 +65,36 @@ def show(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write text or bytes to this file instead.",
+            help="Write text or bytes to this file instead; `-` is stdout.",
             show_default=False,
         ),
     ] = None,
+    force: Force = False,
     figures: Figures = Path(),
     base: Base = None,
     as_json: Json = False,
 ) -> None:
     """Print an artifact's data; a figure is saved as a file.
 
-    Text is printed as it is, tables as tables, other values as Python shows them.
+    Text is printed as it is, tables as tables, other values as Python shows them. A file that is
+    there already is not replaced.
     """
     value = artifacts(base).load(name)
-    if output is not None:
+    is_stdout = output == Path("-")
+    if output is not None and not is_stdout:
         if not isinstance(value, str | bytes):
             reason = f"{name} is neither text nor bytes; `artifacts list --json` tells its path"
             raise typer.BadParameter(reason, param_hint="--output")
-        output.write_bytes(value if isinstance(value, bytes) else value.encode())
-        say(f"saved {output}")
+        path = output.expanduser()
+        write_file(path, value if isinstance(value, bytes) else value.encode(), force=force)
+        say(f"saved {path}")
     elif as_json:
         data, kind = value_as_json(value)
         show_json({"name": name, "value": data, "value_kind": kind})
     elif isinstance(value, Display):
         FigureFolder(figures).show(value)
     elif isinstance(value, bytes):
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not is_stdout:
             reason = f"{name} holds {len(value):,} bytes; name a file, or redirect stdout"
             raise typer.BadParameter(reason, param_hint="--output")
         sys.stdout.flush()

@@ -32,6 +32,7 @@ Timeout: TypeAlias = Annotated[
     option("--timeout", "SECONDS", "Stop the code after so many seconds.  [default: what the "
            "workspace says, else no limit]"),
 ]  # fmt: skip
+Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Replace FILE if there is one.")]
 Figures: TypeAlias = Annotated[
     Path,
     typer.Option("--figures", metavar="DIR", help="Where figures and images are saved."),

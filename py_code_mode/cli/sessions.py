@@ -1,8 +1,6 @@
 """``py-code-mode sessions``: what sessions did, on record."""
 
-import os
 import re
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
@@ -12,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from py_code_mode.cli.cell import Comeback, run_cell
-from py_code_mode.cli.options import Base, Figures, Json, Limit, Query, option, workspace
+from py_code_mode.cli.files import write_file
+from py_code_mode.cli.options import Base, Figures, Force, Json, Limit, Query, option, workspace
 from py_code_mode.cli.place import Place, takes_place
 from py_code_mode.cli.run import cell_of
 from py_code_mode.cli.terminal import complain, say, show_json, show_table, show_text
@@ -192,7 +191,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if there is one.")] = False,
+    force: Force = False,
     base: Base = None,
 ) -> None:
     """Write a session as Markdown, JSON, a page of HTML, or a Jupyter notebook.
@@ -205,7 +204,7 @@ def export(
         show_text(text)
         return
     path = Path(output).expanduser()
-    _put_file(path, text.encode("utf-8", "backslashreplace"), force=force)
+    write_file(path, text.encode("utf-8", "backslashreplace"), force=force)
     say(f"saved {path}")
 
 
@@ -223,53 +222,6 @@ def _exported(journal: "Journal", kind: Format) -> str:
             return to_html(journal)
         case Format.IPYNB:
             return json.dumps(to_notebook(journal), indent=1, allow_nan=False) + "\n"
-
-
-def _put_file(path: Path, data: bytes, *, force: bool) -> None:
-    """Write a file that is whole at every moment.
-
-    Raises:
-        typer.BadParameter: there is one, and it is not to be replaced; or what is there is no file.
-        OSError: it cannot be written.
-    """
-    try:
-        _refuse_others(path)
-        _replace(path, data, force=force)
-    except OSError as error:  # of a name that nobody has asked for
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _refuse_others(path: Path) -> None:
-    """Refuse what has no content that could be replaced: folders, devices, pipes, dead links."""
-    if not os.path.lexists(path) or path.is_file():
-        return
-    kind = "a folder" if path.is_dir() else "no regular file"
-    raise typer.BadParameter(f"{path} is {kind}; give a file", param_hint="--output")
-
-
-def _replace(path: Path, data: bytes, *, force: bool) -> None:
-    new = path.with_name(f".{path.name[:100]}.{os.urandom(6).hex()}")
-    try:
-        with new.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            os.replace(new, path)
-            return
-        try:
-            os.link(new, path)  # unlike a rename it replaces nothing
-        except FileExistsError:
-            raise typer.BadParameter(
-                f"{path} exists; --force replaces it", param_hint="--output"
-            ) from None
-        except OSError:  # a file system without links
-            if os.path.lexists(path):
-                raise
-            os.replace(new, path)
-    finally:
-        with suppress(FileNotFoundError):
-            new.unlink()
 
 
 @app.command()

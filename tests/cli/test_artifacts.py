@@ -47,6 +47,18 @@ def test_bytes_come_out_unchanged(invoke: Invoke, here: Path) -> None:
     assert invoke("artifacts", "show", "model").stdout_bytes == data
     invoke("artifacts", "show", "model", "--output", "copy.bin")
     assert (here / "copy.bin").read_bytes() == data
+    assert invoke("artifacts", "show", "model", "--output", "-").stdout_bytes == data
+
+
+def test_a_file_that_is_there_is_not_replaced_unless_forced(invoke: Invoke, here: Path) -> None:
+    (here / "notes.md").write_text("new")
+    invoke("artifacts", "add", "notes", "notes.md")
+    (here / "mine.md").write_text("mine")
+    show = ("artifacts", "show", "notes", "--output", "mine.md")
+    assert "mine.md exists; --force replaces it" in invoke(*show, status=2).stderr
+    assert (here / "mine.md").read_text() == "mine"
+    invoke(*show, "--force")
+    assert (here / "mine.md").read_text() == "new"
 
 
 def test_figure_is_saved_as_a_file(invoke: Invoke, here: Path, base: Path) -> None:
