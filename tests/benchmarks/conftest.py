@@ -1,4 +1,13 @@
-"""Selection, and the report that the benchmarks of one run share."""
+"""Selection, and the report that the benchmarks of one run share.
+
+How fast it is, next to floors and peers measured in the same run:
+``python -m pytest -m benchmark tests/benchmarks`` runs all of it (ten minutes), prints a table
+and writes it to ``build/benchmarks.md`` and ``.json`` (``--benchmark-report`` names another place).
+Without ``-m benchmark`` nothing here is selected.
+
+The two sides of every comparison take turns, so that a machine that is busy for a while slows both:
+quote the ratios, not the milliseconds.
+"""
 
 from __future__ import annotations
 
