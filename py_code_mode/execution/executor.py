@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, Self, TypeAlias, cast
 
 from anyio.abc import AsyncResource
 
@@ -397,8 +397,11 @@ class Executor(AsyncResource, ABC):
 
     @property
     def policy(self) -> Policy | None:
-        """What guest code may do, as it was passed; None where it was not."""
-        return None
+        """What guest code may do, as it was passed; None where it was not.
+
+        What the configuration calls ``policy``, unless an executor keeps it elsewhere.
+        """
+        return cast("Policy | None", getattr(self.config, "policy", None))
 
     @property
     def granted(self) -> tuple[Path, ...]:

@@ -210,10 +210,6 @@ class SubprocessExecutor(BranchingExecutor):
         return self._backend
 
     @property
-    def policy(self) -> Policy | None:
-        return self.config.policy
-
-    @property
     def granted(self) -> tuple[Path, ...]:
         return (*super().granted, *self.config.also_read)
 
