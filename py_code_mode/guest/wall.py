@@ -81,7 +81,6 @@ def _build(host: socket.socket, plan: dict[str, Any]) -> NoReturn:
     if user is not None:
         kernel.become(walls.USER, walls.USER)
     kernel.drop_capabilities(find_machine())
-    walls.die_with_parent()  # changing the user would have taken it back
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     host.set_inheritable(True)
     os.execve(plan["command"][0], plan["command"], plan["environment"])

@@ -34,6 +34,7 @@ SPARE_DELAY, SPARE_LIFE = 0.02, 10.0
 def main(fd: int) -> None:
     """Serve requests for sessions until the host closes the socket."""
     host = socket.socket(fileno=fd)
+    walls.die_with_parent()  # which waits outside the wall: the host takes its end for ours
     sys.argv = [""]
     walls.name_process("pcm-zygote")
     signal.signal(signal.SIGINT, signal.SIG_IGN)

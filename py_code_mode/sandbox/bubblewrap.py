@@ -9,7 +9,7 @@ else of that root could be written to, Landlock forbids.
 
 ``--die-with-parent`` is not among the options: it means the thread that started bubblewrap, not the
 process (`man 2 PR_SET_PDEATHSIG`), and the host's threads come and go. What runs inside ends when
-its socket to the host closes.
+its socket to the host closes, and a zygote with bubblewrap, too.
 """
 
 from __future__ import annotations
