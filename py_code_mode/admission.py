@@ -17,16 +17,13 @@ from py_code_mode.errors import ConfigError, StoreError
 from py_code_mode.origin import UNKNOWN, is_as_strong, is_sandboxed
 from py_code_mode.storage import FileStorage, StorageBackend
 from py_code_mode.trust import check_link, check_trusted, check_unexposed, expose, unexpose
-from py_code_mode.workspace import FILE, WorkspaceConfig, check_apart, read_config
+from py_code_mode.workspace import FILE, SESSIONS, WorkspaceConfig, check_apart, read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from py_code_mode.execution.executor import Executor
-
-#: The folder of a workspace with its recorded sessions.
-SESSIONS = "sessions"
 
 
 class Admission:

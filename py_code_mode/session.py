@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
 import anyio
 from anyio.abc import AsyncResource
 
-from py_code_mode.admission import SESSIONS, Admission, check_enforceable
+from py_code_mode.admission import Admission, check_enforceable
 from py_code_mode.agent import RunPython, describe, make_tool
 from py_code_mode.arguments import (
     check,
@@ -57,7 +57,7 @@ from py_code_mode.results import ExecutionResult, Handle, Snapshot, State
 from py_code_mode.scratch import Scratch
 from py_code_mode.storage import FileStorage, StorageBackend
 from py_code_mode.trust import check_trusted
-from py_code_mode.workspace import WorkspaceConfig, read_config
+from py_code_mode.workspace import SESSIONS, WorkspaceConfig, read_config
 
 if TYPE_CHECKING:
     from collections.abc import (

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FOLDER = ".code-mode"
 FILE = "config.yaml"
+#: The folder in it with the sessions on record.
+SESSIONS = "sessions"
 _LATER = {"tools": "approval rules are not enforced by this version, so none can be promised"}
 #: Bytes of a file of settings, and seconds of a timeout: a lifetime, which clocks can still add.
 MAX_FILE = 1 << 20

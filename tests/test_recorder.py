@@ -21,6 +21,7 @@ from py_code_mode.journal.persisted import load_session
 
 from . import session_executors
 from .session_executors import file_of, journal_of, sandboxed, with_copies
+from .zygotes import executor_of, sandbox_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -182,15 +183,15 @@ async def test_a_rollback_that_is_cancelled_when_it_is_done_is_on_record(
         await session.run("x = 1")
         with await session.checkpoint() as checkpoint:
             await session.run("x = 2")
-            executor: Any = session._executor  # pyright: ignore[reportPrivateUsage]
-            clear = executor._sandbox.clear
+            sandbox = sandbox_of(session)
+            clear = sandbox.clear
 
             async def clear_and_cancel(*args: Any, **kwargs: Any) -> None:
                 task.cancel()
                 await clear(*args, **kwargs)
 
             with monkeypatch.context() as patch:
-                patch.setattr(executor._sandbox, "clear", clear_and_cancel)
+                patch.setattr(sandbox, "clear", clear_and_cancel)
                 task = asyncio.ensure_future(session.rollback(checkpoint))
                 with anyio.fail_after(TIMEOUT), pytest.raises(asyncio.CancelledError):
                     await task
@@ -212,8 +213,7 @@ async def test_a_checkpoint_that_nobody_gets_is_let_go_of(
             patch.setattr(recorder_module.Recorder, "tell", cancelled)
             with pytest.raises(asyncio.CancelledError):
                 await session.checkpoint()
-        executor: Any = session._executor  # pyright: ignore[reportPrivateUsage]
-        assert not executor._checkpoints
+        assert not executor_of(session)._checkpoints
 
 
 async def test_a_cancelled_change_of_the_dependencies_is_on_record_and_a_refused_one_is_not(

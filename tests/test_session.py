@@ -42,6 +42,7 @@ from py_code_mode.errors import (
 from py_code_mode.testing import FakeExecutor
 
 from .session_executors import cancel_at_first_output
+from .zygotes import executor_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator
@@ -557,10 +558,6 @@ def configured(base: Path, text: str) -> Path:
     base.mkdir(exist_ok=True)
     (base / "config.yaml").write_text(text)
     return base
-
-
-def executor_of(session: Session) -> Executor:
-    return vars(session)["_executor"]
 
 
 @pytest.mark.parametrize(

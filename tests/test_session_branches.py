@@ -26,7 +26,7 @@ from py_code_mode import (
 from py_code_mode.errors import ForeignCheckpoint, GuestDied
 
 from .session_executors import cancel_at_first_output, value, with_copies
-from .zygotes import named
+from .zygotes import executor_of, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,8 +120,7 @@ async def told_of_no_copy(of: Session, code: str) -> list[str]:
 
 async def until_protected(of: Session) -> None:
     """Wait for the copy that is made in the pause after a run."""
-    executor: object = vars(of)["_executor"]
-    worker_of_it: object = vars(executor)["_worker"]
+    worker_of_it: object = executor_of(of)._worker
     known = vars(worker_of_it)
     spare: Callable[[], None] = known["_on_asleep"]
     is_asleep = anyio.Event()
@@ -428,7 +427,7 @@ async def test_private_environment_lasts_as_long_as_a_fork_uses_it(tmp_path: Pat
     guest = session(tmp_path, cache_venv=False)
     await guest.start()
     other = await guest.fork()
-    folder = guest._executor.environment.folder  # pyright: ignore[reportPrivateUsage]
+    folder = executor_of(guest).environment.folder
     assert folder is not None
     await guest.close()
     assert folder.exists()

@@ -52,6 +52,7 @@ from .session_executors import (
     value,
     with_copies,
 )
+from .zygotes import executor_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -1047,7 +1048,7 @@ async def test_a_guest_that_lies_of_its_variables_is_ended_and_harms_nobody(
         monkeypatch.setattr(recorder_module, "SAVE_AFTER", 0.0)
         session_recorder = session._recorder  # pyright: ignore[reportPrivateUsage]
         assert session_recorder is not None
-        await session_recorder.save(session._executor)  # pyright: ignore[reportPrivateUsage]
+        await session_recorder.save(executor_of(session))
         result = await session.run("'LIE' in globals()")
         assert (result.value, result.state) == (False, "lost")
     journal = journal_of(storage, session)

@@ -19,6 +19,8 @@ from py_code_mode import (
 from py_code_mode.errors import ConfigError
 from py_code_mode.workspace import WorkspaceConfig, check_apart, find_workspace, read_config
 
+from .zygotes import executor_of
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -174,7 +176,7 @@ def test_neighbours_of_the_workspace_may_be_granted(base: Path) -> None:
 
 
 def config_of(session: Session) -> SubprocessConfig:
-    config = vars(session)["_executor"].config
+    config = executor_of(session).config
     assert isinstance(config, SubprocessConfig)
     return config
 

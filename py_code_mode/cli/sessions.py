@@ -15,12 +15,12 @@ from py_code_mode.cli.options import Base, Figures, Force, Json, Limit, Query, o
 from py_code_mode.cli.place import Place, takes_place
 from py_code_mode.cli.run import cell_of
 from py_code_mode.cli.terminal import complain, say, show_json, show_table, show_text
+from py_code_mode.workspace import SESSIONS
 
 if TYPE_CHECKING:
     from py_code_mode.journal import Journal
     from py_code_mode.journal.loader import Problem
 
-FOLDER = "sessions"
 _FOUND_PROBLEMS = 1
 _EXPORTED = {".md": "markdown", ".json": "json", ".html": "html", ".htm": "html", ".ipynb": "ipynb"}
 _SPANS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -84,7 +84,7 @@ OneOrAll: TypeAlias = Annotated[
 
 def sessions(base: Path | None) -> Path:
     """The folder with a workspace's sessions; it may not exist."""
-    return workspace(base) / FOLDER
+    return workspace(base) / SESSIONS
 
 
 def read(folder: Path, session_id: str) -> "Journal":

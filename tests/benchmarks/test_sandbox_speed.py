@@ -18,6 +18,7 @@ from py_code_mode import MemoryStorage, Policy, Session, SubprocessConfig, Subpr
 from py_code_mode.execution import zygote
 from py_code_mode.sandbox.probe import probe
 
+from ..zygotes import executor_of
 from .floors import bare_answerer, bare_forker, ipykernel
 from .report import summarised
 
@@ -56,9 +57,8 @@ async def warm(**options: Any) -> str:
             session = sandboxed(**options)
             async with session:
                 is_warm = (await session.run(pid)).value
-                executor: Any = vars(session)["_executor"]
                 if is_warm:
-                    return str(executor.environment.python)
+                    return str(executor_of(session).environment.python)
 
 
 async def first_answer(**options: Any) -> float:
